@@ -1,0 +1,86 @@
+//! The catalogue: `examples/catalog.rs`, which cargo builds along with the tests.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use rustix::process::Signal;
+
+use super::{Output, Process, eventually, s};
+
+/// A running catalogue. Its module doc says how a sku makes it slow or failing.
+#[derive(Debug)]
+pub(crate) struct Catalog {
+    process: Process,
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+}
+
+impl Catalog {
+    /// Whether this service still has a catalogue: it goes when the example domain is removed.
+    pub(crate) fn exists() -> bool {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/catalog.rs").exists()
+    }
+
+    /// Starts one on a free port.
+    pub(crate) async fn start() -> Self {
+        Self::start_at("127.0.0.1:0").await
+    }
+
+    /// Starts one at an address, such as that of one that was killed.
+    pub(crate) async fn start_at(address: &str) -> Self {
+        let mut command = Command::new(binary());
+        command.arg(address);
+        let process = Process::spawn("the catalogue", command, Output::Collected);
+        let address = eventually("the catalogue listens", s(10), async || {
+            let listening = "catalog listening on ";
+            process.lines().iter().find_map(|line| line.text.strip_prefix(listening)?.parse().ok())
+        });
+        let address = address.await;
+        Self { process, address }
+    }
+
+    /// Its address as `catalog.endpoint` wants it.
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The lines it wrote about calls of `method` in which `field` (`order_id`, `sku`) is `value`.
+    pub(crate) fn calls(&self, method: &str, field: &str, value: &str) -> Vec<String> {
+        let field = format!(" {field}={value} ");
+        let lines = self.process.lines().into_iter().map(|line| line.text);
+        lines.filter(|line| line.starts_with(method) && line.contains(&field)).collect()
+    }
+
+    /// How often it was asked to reserve for an order.
+    pub(crate) fn reserved(&self, order_id: &str) -> usize {
+        self.calls("Reserve", "order_id", order_id).len()
+    }
+
+    /// Sends it a signal: SIGSTOP freezes it, SIGCONT thaws it.
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// Kills it. [`Catalog::start_at`] with its address brings up another.
+    pub(crate) async fn kill(&self) {
+        self.process.signal(Signal::KILL);
+        self.process.exit(s(5)).await;
+    }
+}
+
+/// Beside the folder of the test that runs: `target/<profile>/examples/catalog`.
+fn binary() -> PathBuf {
+    let test = std::env::current_exe().expect("a process knows its program");
+    let profile = test.ancestors().nth(2).expect("a test is in target/<profile>/deps");
+    let binary = profile.join("examples/catalog");
+    assert!(
+        binary.exists(),
+        "{} is missing: cargo test builds it unless it was told to build single tests; cargo build --example catalog does",
+        binary.display()
+    );
+    binary
+}
