@@ -1,0 +1,98 @@
+//! The worker: every order ends, and ends once.
+
+use std::sync::Arc;
+
+use crate::{
+    becomes, history, id, order, read,
+    support::{Catalog, World, always, eventually, ms, s},
+    told,
+};
+
+#[tokio::test]
+async fn replicas_share_the_work_and_do_none_of_it_twice() {
+    let world = World::new().await;
+    let (one, two) = tokio::join!(world.serve(), world.serve());
+    let services = [Arc::new(one), Arc::new(two)];
+    let mut placed = Vec::new();
+    for number in 0..40 {
+        placed.push(id(&order(&services[number % 2], "SLOW-RESERVE-20", 1).await));
+    }
+    for id in &placed {
+        becomes(&services[0], id, "confirmed").await;
+        assert_eq!(world.catalog().reserved(id), 1);
+    }
+    let events = history(&services[1]).await;
+    for id in &placed {
+        assert_eq!(told(&events, id), ["pending", "confirmed"]);
+    }
+    for service in &services {
+        let done = service.metrics().await.into_iter().filter(|sample| sample.is("worker_jobs_total", &[]));
+        assert!(done.map(|sample| sample.value).sum::<f64>() > 0.0, "each has done some");
+    }
+}
+
+#[tokio::test]
+async fn jobs_run_at_once() {
+    let world = World::new().await;
+    let service = world.service().set("worker.concurrency", 3).ready().await;
+    for _ in 0..3 {
+        order(&service, "SLOW-RESERVE-700", 1).await;
+    }
+    let running = async || service.metric("in_flight", &[("kind", "job")]).await == Some(3.0);
+    eventually("three at once", s(5), running).await;
+}
+
+#[tokio::test]
+async fn an_order_waits_for_the_catalogue_and_is_confirmed_when_it_is_back() {
+    let world = World::new().await;
+    let service = world.service().set("readiness.catalog", "advisory").ready().await;
+    let id = id(&order(&service, "FAIL-RESERVE-UNAVAILABLE", 1).await);
+    eventually("it is tried more than once", s(10), async || world.catalog().reserved(&id) > 1).await;
+    assert_eq!(read(&service, &id).await["status"], "pending");
+}
+
+#[tokio::test]
+async fn a_job_that_fails_is_tried_again_until_it_works() {
+    let world = World::new().await;
+    let service = world.serve().await;
+    let id = id(&order(&service, "FAIL-RESERVE-UNAVAILABLE-3", 1).await);
+    becomes(&service, &id, "confirmed").await;
+    assert_eq!(told(&history(&service).await, &id), ["pending", "confirmed"]);
+}
+
+#[tokio::test]
+async fn a_job_whose_answer_came_too_late_is_not_reserved_twice() {
+    let world = World::new().await;
+    let service = world.service().set("catalog.timeout", "300ms").ready().await;
+    let id = id(&order(&service, "SLOW-RESERVE-2000", 1).await);
+    becomes(&service, &id, "confirmed").await;
+    assert!(world.catalog().reserved(&id) > 1, "it was asked again, for the same order");
+    assert_eq!(told(&history(&service).await, &id), ["pending", "confirmed"]);
+}
+
+#[tokio::test]
+async fn a_job_that_never_works_blocks_no_other() {
+    let world = World::new().await;
+    let service = world.service().set("worker.concurrency", 1).ready().await;
+    let poison = id(&order(&service, "FAIL-RESERVE-INTERNAL", 1).await);
+    eventually("it fails", s(10), async || world.catalog().reserved(&poison) > 0).await;
+    for _ in 0..5 {
+        let other = id(&order(&service, "SKU-1", 1).await);
+        becomes(&service, &other, "confirmed").await;
+    }
+}
+
+#[tokio::test]
+async fn orders_placed_while_the_catalogue_is_away_are_done_when_it_is_back() {
+    let world = World::new().await;
+    let service = world.service().set("worker.poll_interval", "3s").ready().await;
+    let address = world.catalog().address.to_string();
+    let id = id(&order(&service, "SLOW-RESERVE-600", 1).await);
+    eventually("it is being reserved", s(10), async || world.catalog().reserved(&id) == 1).await;
+    world.catalog().kill().await;
+    always("it is pending", ms(300), async || read(&service, &id).await["status"] == "pending").await;
+    let back = Catalog::start_at(&address).await;
+    becomes(&service, &id, "confirmed").await;
+    assert!(back.reserved(&id) >= 1);
+    assert_eq!(told(&history(&service).await, &id), ["pending", "confirmed"]);
+}

@@ -1,0 +1,86 @@
+//! `POST /drain` and a signal are two ways to begin one stop, which has one clock.
+
+use std::time::Instant;
+
+use crate::support::{STEPS, Service, Signal, World, ms, s};
+
+/// A service whose delay is long enough to do something within it.
+async fn serve(world: &World) -> Service {
+    world.service().set("lifecycle.drain_delay", "1500ms").ready().await
+}
+
+/// The stop that began then was the only one.
+async fn ends_once(service: &Service, began: Instant) {
+    let exit = service.exit(s(10)).await;
+    assert_eq!(exit.code, Some(0));
+    let took = exit.at - began;
+    assert!((ms(1400)..ms(2600)).contains(&took), "one delay, counted from the first trigger: {took:?}");
+    let steps: Vec<_> = service.steps().into_iter().map(|step| step.name).collect();
+    assert_eq!(steps, STEPS);
+}
+
+#[tokio::test]
+async fn drain_alone_stops_it() {
+    let world = World::new().await;
+    let service = serve(&world).await;
+    let began = Instant::now();
+    assert_eq!(service.drain().await.status, 200);
+    assert_eq!(service.probe("/readyz").await.status, 503, "as soon as it is answered");
+    ends_once(&service, began).await;
+}
+
+#[tokio::test]
+async fn drain_may_be_asked_for_as_often_as_one_likes() {
+    let world = World::new().await;
+    let service = serve(&world).await;
+    let began = Instant::now();
+    for _ in 0..5 {
+        assert_eq!(service.drain().await.status, 200);
+    }
+    ends_once(&service, began).await;
+}
+
+#[tokio::test]
+async fn a_signal_after_drain_restarts_no_clock_and_is_not_the_second() {
+    let world = World::new().await;
+    let service = serve(&world).await;
+    let began = Instant::now();
+    service.drain().await;
+    service.phase("draining").await;
+    service.signal(Signal::TERM);
+    ends_once(&service, began).await;
+}
+
+#[tokio::test]
+async fn drain_after_a_signal_restarts_no_clock() {
+    let world = World::new().await;
+    let service = serve(&world).await;
+    let began = Instant::now();
+    service.signal(Signal::TERM);
+    service.phase("draining").await;
+    assert_eq!(service.drain().await.status, 200);
+    ends_once(&service, began).await;
+}
+
+#[tokio::test]
+async fn both_at_once_are_one() {
+    let world = World::new().await;
+    let service = serve(&world).await;
+    let began = Instant::now();
+    service.signal(Signal::TERM);
+    service.drain().await;
+    ends_once(&service, began).await;
+}
+
+#[tokio::test]
+async fn a_second_signal_after_drain_ends_it_at_once() {
+    let world = World::new().await;
+    let service = world.service().set("lifecycle.drain_delay", "10s").ready().await;
+    service.drain().await;
+    service.signal(Signal::TERM);
+    // The first must have been taken for the first: two that are pending are one.
+    tokio::time::sleep(ms(200)).await;
+    assert!(service.ended().is_none());
+    service.signal(Signal::TERM);
+    assert_eq!(service.exit(s(5)).await.code, Some(143));
+}

@@ -1,0 +1,16 @@
+//! What every service made from this has, whatever it is for: its command line, its settings, its probes, its start and
+//! its stop. Nothing here knows of the orders; `tests/orders` does.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod admin;
+mod command_line;
+mod drain;
+mod log;
+mod migrate;
+mod pid_1;
+mod probes;
+mod settings;
+mod start;
+mod stop;

@@ -1,0 +1,160 @@
+//! One signal stops it, in order, and it says how that went.
+
+use std::time::Instant;
+
+use crate::support::{End, Raw, STEPS, Service, Signal, World, always, eventually, ms, s};
+
+fn names(service: &Service) -> Vec<String> {
+    service.steps().into_iter().map(|step| step.name).collect()
+}
+
+#[tokio::test]
+async fn sigterm_runs_the_eight_steps_in_their_order() {
+    let world = World::new().await;
+    let service = world.serve().await;
+    assert_eq!(service.stop().await.code, Some(0));
+    assert_eq!(names(&service), STEPS);
+    for step in service.steps() {
+        assert_eq!(step.outcome, "done", "{step:?}");
+    }
+}
+
+#[tokio::test]
+async fn sigint_does_the_same() {
+    let world = World::new().await;
+    let service = world.serve().await;
+    service.signal(Signal::INT);
+    assert_eq!(service.exit(s(10)).await.code, Some(0));
+    assert_eq!(names(&service), STEPS);
+}
+
+#[tokio::test]
+async fn the_phases_go_one_way_and_say_what_began_the_stop() {
+    let world = World::new().await;
+    let service = world.serve().await;
+    service.stop().await;
+    assert_eq!(service.phases(), ["starting", "ready", "draining", "stopping", "stopped"]);
+    let draining = service.logged("phase").into_iter().find(|line| line["phase"] == "draining");
+    let trigger = draining.map(|line| line["trigger"].to_string()).unwrap_or_default();
+    assert!(trigger.to_lowercase().contains("sigterm"), "{trigger}");
+}
+
+#[tokio::test]
+async fn every_step_keeps_to_the_budget_that_the_settings_give_it() {
+    let world = World::new().await;
+    let service =
+        world.service().set("lifecycle.drain_delay", "300ms").set("lifecycle.worker_timeout", "3s").ready().await;
+    service.stop().await;
+    assert_eq!(service.step("drain_delay").budget, ms(300));
+    assert_eq!(service.step("drain_workers").budget, s(3));
+    assert_eq!(service.step("drain_http").budget, s(12));
+    assert_eq!(service.step("database_pool").budget, s(2));
+    let delay = service.step("drain_delay").took;
+    assert!((ms(290)..ms(600)).contains(&delay), "{delay:?}");
+}
+
+#[tokio::test]
+async fn no_backend_of_ours_is_left() {
+    let world = World::new().await;
+    let service = world.serve().await;
+    assert!(world.database.backends().await > 0, "it had some");
+    assert_eq!(service.stop().await.code, Some(0));
+    eventually("its backends are gone", s(1), async || world.database.backends().await == 0).await;
+}
+
+#[tokio::test]
+async fn during_the_delay_it_is_unready_and_answers_everything() {
+    let world = World::new().await;
+    let service = world.service().set("lifecycle.drain_delay", "2s").ready().await;
+    let mut kept = Raw::connect(service.http().await).await;
+    service.signal(Signal::TERM);
+    service.phase("draining").await;
+    assert_eq!(service.probe("/readyz").await.status, 503);
+    assert_eq!(service.probe("/readyz").await.json()["phase"], "draining");
+    assert_eq!(service.probe("/livez").await.status, 200);
+    assert_eq!(service.get("/openapi.json").await.status, 200, "on a new connection");
+    kept.get("/openapi.json").await;
+    let reply = kept.reply().await;
+    assert_eq!(reply.status, 200, "on one from before");
+    assert_eq!(reply.header("connection").to_lowercase(), "close");
+    assert_eq!(kept.ends().await, End::Clean);
+    assert_eq!(service.exit(s(10)).await.code, Some(0));
+}
+
+#[tokio::test]
+async fn idle_connections_do_not_hold_it_up() {
+    let world = World::new().await;
+    let service = world.serve().await;
+    let address = service.http().await;
+    let (mut silent, mut idle, mut half) =
+        (Raw::connect(address).await, Raw::connect(address).await, Raw::connect(address).await);
+    idle.get("/openapi.json").await;
+    idle.reply().await;
+    half.write("GET /openapi.json HTTP/1.1\r\nho").await;
+    let asked = Instant::now();
+    let exit = service.stop().await;
+    assert_eq!(exit.code, Some(0));
+    assert!(exit.at - asked < s(7), "{:?}", exit.at - asked);
+    assert_eq!(silent.ends().await, End::Clean);
+    assert_eq!(idle.ends().await, End::Clean);
+    // It may be told that it was too slow before it ends.
+    half.rest().await;
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once_with_that_signals_code() {
+    let world = World::new().await;
+    for (second, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
+        let service = world.service().set("lifecycle.drain_delay", "10s").ready().await;
+        service.signal(Signal::TERM);
+        service.phase("draining").await;
+        let asked = Instant::now();
+        service.signal(second);
+        let exit = service.exit(s(5)).await;
+        assert_eq!(exit.code, Some(code));
+        assert!(exit.at - asked < ms(500), "{:?}", exit.at - asked);
+    }
+}
+
+#[tokio::test]
+async fn past_its_deadline_it_is_gone_and_has_said_what_was_left() {
+    let world = World::new().await;
+    let mut launch = world.service().set("lifecycle.drain_delay", "2s").set("lifecycle.deadline", "3s");
+    for step in ["drain", "worker", "grpc", "database", "telemetry"] {
+        launch = launch.set(&format!("lifecycle.{step}_timeout"), "200ms");
+    }
+    let service = launch.ready().await;
+    service.signal(Signal::TERM);
+    service.phase("draining").await;
+    // A machine that stands still for longer than the deadline: the process is not there to be looked at.
+    service.signal(Signal::STOP);
+    tokio::time::sleep(s(4)).await;
+    service.signal(Signal::CONT);
+    let exit = service.exit(s(1)).await;
+    assert_eq!(exit.code, Some(3));
+    let said = service.text(false) + &service.text(true);
+    assert!(said.contains("deadline"), "{said}");
+    assert!(said.contains("drain_delay"), "the step it was at is named: {said}");
+}
+
+#[tokio::test]
+async fn a_collector_of_traces_that_is_gone_does_not_hold_it_up() {
+    let world = World::new().await;
+    let collector = crate::support::free_address();
+    let launch = world.service().env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{collector}"));
+    let service = launch.ready().await;
+    service.get("/openapi.json").await;
+    let asked = Instant::now();
+    let exit = service.stop().await;
+    assert!(exit.code == Some(0) || exit.code == Some(3), "{exit:?}");
+    assert!(exit.at - asked < s(4), "{:?}", exit.at - asked);
+}
+
+#[tokio::test]
+async fn a_signal_that_is_not_about_stopping_changes_nothing() {
+    let world = World::new().await;
+    let service = world.serve().await;
+    service.signal(Signal::PIPE);
+    service.signal(Signal::CHILD);
+    always("it serves", ms(300), async || service.get("/openapi.json").await.status == 200).await;
+}
