@@ -1,0 +1,496 @@
+//! Every setting of the service: typed, one struct a concern, validated all at once.
+//!
+//! `config/default.toml` lists each with its default and its meaning and is compiled in; [`Config::load`] lays a file
+//! and the environment over it (see [`load`]). A setting that is read anywhere is a field here.
+
+mod load;
+
+use std::fmt::{self, Display};
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+pub use load::{Fault, InvalidConfig};
+
+/// How much longer than the deadline the grace period must be: the time a kubelet may take from a container's exit to
+/// seeing it, and the clock's start before ours.
+const GRACE_MARGIN: Duration = Duration::from_secs(2);
+
+const MOMENT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
+/// Less would time out what works.
+const PATIENCE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
+const BUDGET: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+
+/// All settings.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[allow(missing_docs, reason = "each section documents itself")]
+pub struct Config {
+    pub http: Http,
+    pub admin: Admin,
+    pub lifecycle: Lifecycle,
+    pub readiness: Readiness,
+    pub database: Database,
+    pub catalog: Catalog,
+    pub worker: Worker,
+    pub telemetry: Telemetry,
+}
+
+/// The public server: where it listens and how long and how much a client may take.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub struct Http {
+    /// Where to listen. Port 0 takes a free one, which the log names.
+    pub address: SocketAddr,
+    /// From a request's head to the head of its answer.
+    #[serde(with = "duration")]
+    pub request_timeout: Duration,
+    /// For a new connection's first byte, and from a head's first byte to its last.
+    #[serde(with = "duration")]
+    pub header_timeout: Duration,
+    /// For a kept-alive connection between requests.
+    #[serde(with = "duration")]
+    pub idle_timeout: Duration,
+    /// The largest request body.
+    pub body_limit: ByteSize,
+    /// Connections open at once.
+    pub max_connections: usize,
+    /// Requests at once.
+    pub max_in_flight: usize,
+}
+
+/// The second port.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub struct Admin {
+    /// Where to listen. Port 0 takes a free one, which the log names.
+    pub address: SocketAddr,
+}
+
+/// Budgets of the stop, and limits of liveness.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub struct Lifecycle {
+    /// Still serving while endpoints propagate.
+    #[serde(with = "duration")]
+    pub drain_delay: Duration,
+    /// For requests in flight and streams.
+    #[serde(with = "duration")]
+    pub drain_timeout: Duration,
+    /// For jobs that run.
+    #[serde(with = "duration")]
+    pub worker_timeout: Duration,
+    /// For the gRPC channel to close.
+    #[serde(with = "duration")]
+    pub grpc_timeout: Duration,
+    /// For the pool to close.
+    #[serde(with = "duration")]
+    pub database_timeout: Duration,
+    /// For telemetry to be flushed.
+    #[serde(with = "duration")]
+    pub telemetry_timeout: Duration,
+    /// From the first stop signal to the exit.
+    #[serde(with = "duration")]
+    pub deadline: Duration,
+    /// What Kubernetes grants before SIGKILL.
+    #[serde(with = "duration")]
+    pub termination_grace_period: Duration,
+    /// How long the runtime may run nothing before `/livez` turns 503.
+    #[serde(with = "duration")]
+    pub stall_threshold: Duration,
+    /// Live tasks past which `/livez` turns 503.
+    #[serde(with = "limit")]
+    pub max_tasks: Option<usize>,
+    /// Resident memory past which `/livez` turns 503.
+    #[serde(with = "limit")]
+    pub max_memory: Option<ByteSize>,
+}
+
+/// The checks behind `/readyz`.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub struct Readiness {
+    /// Between two runs of a check.
+    #[serde(with = "duration")]
+    pub interval: Duration,
+    /// For one run.
+    #[serde(with = "duration")]
+    pub timeout: Duration,
+    /// Failures in a row before a check that passed fails.
+    pub failures: u32,
+    /// What a failing database means for readiness.
+    pub postgres: Policy,
+    /// What a failing catalogue means for readiness.
+    pub catalog: Policy,
+}
+
+/// What a failing check means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// `/readyz` is 503 while it fails.
+    Required,
+    /// It is reported and changes nothing.
+    Advisory,
+}
+
+/// PostgreSQL.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub struct Database {
+    /// `postgres://user:password@host/database`.
+    pub url: DatabaseUrl,
+    /// Connections of the pool.
+    pub max_connections: u32,
+    /// Waiting for one of them.
+    #[serde(with = "duration")]
+    pub acquire_timeout: Duration,
+    /// For a statement, enforced by the server.
+    #[serde(with = "duration")]
+    pub statement_timeout: Duration,
+    /// Whether to apply migrations before serving.
+    pub migrate_on_start: bool,
+}
+
+/// The gRPC peer.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub struct Catalog {
+    /// `http://host:port`, or `https://`.
+    pub endpoint: String,
+    /// For a connection to be made.
+    #[serde(with = "duration")]
+    pub connect_timeout: Duration,
+    /// For a call, its retries included.
+    #[serde(with = "duration")]
+    pub timeout: Duration,
+    /// Between two readings of the whole catalogue.
+    #[serde(with = "duration")]
+    pub refresh_interval: Duration,
+}
+
+/// Background jobs.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub struct Worker {
+    /// Jobs at once.
+    pub concurrency: usize,
+    /// Between two looks for work when there was none.
+    #[serde(with = "duration")]
+    pub poll_interval: Duration,
+}
+
+/// Logs; traces follow OpenTelemetry's own `OTEL_*` variables and the log's level `RUST_LOG`.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub struct Telemetry {
+    /// How a log line looks.
+    pub log_format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object a line, for machines.
+    Json,
+    /// Coloured text, for people.
+    Pretty,
+}
+
+impl Config {
+    /// What no single type can say: ranges, and settings that must agree.
+    fn check(&self, faults: &mut Vec<Fault>) {
+        let mut check = Check { faults };
+        self.http.check(&mut check);
+        self.lifecycle.check(&mut check);
+        self.readiness.check(&mut check);
+        self.database.check(&mut check);
+        self.catalog.check(&mut check);
+        check.number("worker.concurrency", self.worker.concurrency, 1..=1000);
+        check.duration("worker.poll_interval", self.worker.poll_interval, MOMENT);
+    }
+}
+
+impl Http {
+    fn check(&self, check: &mut Check<'_>) {
+        check.duration("http.request_timeout", self.request_timeout, PATIENCE);
+        check.duration("http.header_timeout", self.header_timeout, PATIENCE);
+        check.duration("http.idle_timeout", self.idle_timeout, PATIENCE);
+        check.size(
+            "http.body_limit",
+            self.body_limit,
+            ByteSize::b(1)..=ByteSize::gib(1),
+        );
+        check.number("http.max_connections", self.max_connections, 1..=1_000_000);
+        check.number("http.max_in_flight", self.max_in_flight, 1..=1_000_000);
+    }
+}
+
+impl Lifecycle {
+    /// The budgets of the stop with their settings' names, in the order they are spent.
+    pub fn budgets(&self) -> [(&'static str, Duration); 6] {
+        [
+            ("lifecycle.drain_delay", self.drain_delay),
+            ("lifecycle.drain_timeout", self.drain_timeout),
+            ("lifecycle.worker_timeout", self.worker_timeout),
+            ("lifecycle.grpc_timeout", self.grpc_timeout),
+            ("lifecycle.database_timeout", self.database_timeout),
+            ("lifecycle.telemetry_timeout", self.telemetry_timeout),
+        ]
+    }
+
+    fn check(&self, check: &mut Check<'_>) {
+        for (setting, budget) in self.budgets() {
+            check.duration(setting, budget, BUDGET);
+        }
+        check.duration("lifecycle.deadline", self.deadline, MOMENT);
+        check.duration(
+            "lifecycle.termination_grace_period",
+            self.termination_grace_period,
+            MOMENT,
+        );
+        check.duration(
+            "lifecycle.stall_threshold",
+            self.stall_threshold,
+            Duration::from_secs(1)..=*MOMENT.end(),
+        );
+        if let Some(tasks) = self.max_tasks {
+            check.number("lifecycle.max_tasks", tasks, 100..=100_000_000);
+        }
+        if let Some(memory) = self.max_memory {
+            check.size(
+                "lifecycle.max_memory",
+                memory,
+                ByteSize::mib(16)..=ByteSize::tib(1),
+            );
+        }
+        let spent: Duration = self.budgets().iter().map(|(_, budget)| *budget).sum();
+        if spent > self.deadline {
+            let names = self.budgets().map(|(setting, _)| setting).join(", ");
+            check.fault(
+                "lifecycle.deadline",
+                duration::text(self.deadline),
+                format!(
+                    "at least {}, which is what {names} add up to: raise it or lower one of them",
+                    duration::text(spent)
+                ),
+            );
+        }
+        if self.deadline + GRACE_MARGIN > self.termination_grace_period {
+            check.fault(
+                "lifecycle.termination_grace_period",
+                duration::text(self.termination_grace_period),
+                format!(
+                    "at least {}, lifecycle.deadline and {} more: raise it, and terminationGracePeriodSeconds with it, or lower the deadline",
+                    duration::text(self.deadline + GRACE_MARGIN),
+                    duration::text(GRACE_MARGIN)
+                ),
+            );
+        }
+    }
+}
+
+impl Readiness {
+    fn check(&self, check: &mut Check<'_>) {
+        check.duration(
+            "readiness.interval",
+            self.interval,
+            Duration::from_millis(10)..=*MOMENT.end(),
+        );
+        check.duration(
+            "readiness.timeout",
+            self.timeout,
+            Duration::from_millis(10)..=*MOMENT.end(),
+        );
+        check.number("readiness.failures", self.failures as usize, 1..=1000);
+    }
+}
+
+impl Database {
+    fn check(&self, check: &mut Check<'_>) {
+        if self.url.0.is_empty() {
+            check.fault(
+                "database.url",
+                "nothing".to_owned(),
+                "postgres://user:password@host/database: set DATABASE_URL, or APP__DATABASE__URL_FILE to a file that holds it"
+                    .to_owned(),
+            );
+        } else if !self.url.is_well_formed() {
+            check.fault(
+                "database.url",
+                self.url.to_string(),
+                "postgres://user:password@host/database".to_owned(),
+            );
+        }
+        check.number(
+            "database.max_connections",
+            self.max_connections as usize,
+            1..=10_000,
+        );
+        check.duration("database.acquire_timeout", self.acquire_timeout, PATIENCE);
+        check.duration(
+            "database.statement_timeout",
+            self.statement_timeout,
+            PATIENCE,
+        );
+    }
+}
+
+impl Catalog {
+    fn check(&self, check: &mut Check<'_>) {
+        let endpoint = self.endpoint.parse::<http::Uri>().ok();
+        let scheme = endpoint.as_ref().and_then(|uri| uri.scheme_str());
+        if !matches!(scheme, Some("http" | "https")) {
+            check.fault(
+                "catalog.endpoint",
+                self.endpoint.clone(),
+                "http://host:port or https://host:port".to_owned(),
+            );
+        }
+        check.duration("catalog.connect_timeout", self.connect_timeout, PATIENCE);
+        check.duration("catalog.timeout", self.timeout, PATIENCE);
+        check.duration(
+            "catalog.refresh_interval",
+            self.refresh_interval,
+            Duration::from_millis(10)..=*MOMENT.end(),
+        );
+    }
+}
+
+/// Collects what [`Config::check`] finds.
+struct Check<'a> {
+    faults: &'a mut Vec<Fault>,
+}
+
+impl Check<'_> {
+    fn fault(&mut self, setting: &str, given: String, allowed: String) {
+        self.faults.push(Fault {
+            setting: setting.to_owned(),
+            given: Some(given),
+            problem: format!("allowed is {allowed}"),
+        });
+    }
+
+    fn number(&mut self, setting: &str, value: usize, allowed: RangeInclusive<usize>) {
+        self.within(setting, value, allowed, |number| number.to_string());
+    }
+
+    fn size(&mut self, setting: &str, value: ByteSize, allowed: RangeInclusive<ByteSize>) {
+        self.within(setting, value, allowed, |size| size.to_string());
+    }
+
+    fn duration(&mut self, setting: &str, value: Duration, allowed: RangeInclusive<Duration>) {
+        self.within(setting, value, allowed, duration::text);
+    }
+
+    fn within<T: PartialOrd + Copy>(
+        &mut self,
+        setting: &str,
+        value: T,
+        allowed: RangeInclusive<T>,
+        text: fn(T) -> String,
+    ) {
+        if !allowed.contains(&value) {
+            self.fault(
+                setting,
+                text(value),
+                format!("{} to {}", text(*allowed.start()), text(*allowed.end())),
+            );
+        }
+    }
+}
+
+/// A connection URL. What prints it shows no password; [`DatabaseUrl::reveal`] does.
+#[derive(Clone, Deserialize)]
+pub struct DatabaseUrl(String);
+
+impl DatabaseUrl {
+    /// The URL as it was given.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    fn is_well_formed(&self) -> bool {
+        let scheme = self.0.split_once("://").map(|(scheme, _)| scheme);
+        matches!(scheme, Some("postgres" | "postgresql"))
+            && sqlx::postgres::PgConnectOptions::from_str(&self.0).is_ok()
+    }
+}
+
+impl Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some((scheme, rest)) = self.0.split_once("://") else {
+            return f.write_str(if self.0.is_empty() { "" } else { "***" });
+        };
+        // The last @ ends the credentials, should one stand unescaped in the password; `?password=` is one more way in.
+        let (credentials, place) = rest
+            .rsplit_once('@')
+            .map_or((None, rest), |(login, place)| (Some(login), place));
+        let place = place.split_once('?').map_or(place, |(place, _)| place);
+        match credentials.map(|login| login.split_once(':').map_or(login, |(user, _)| user)) {
+            Some(user) => write!(f, "{scheme}://{user}:***@{place}"),
+            None => write!(f, "{scheme}://{place}"),
+        }
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Display::fmt(self, f)
+    }
+}
+
+impl Serialize for DatabaseUrl {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Durations as people write them: `5s`, `250ms`, `1m30s`.
+mod duration {
+    use super::{Deserialize, Deserializer, Duration, Serializer};
+
+    pub(super) fn text(duration: Duration) -> String {
+        humantime::format_duration(duration)
+            .to_string()
+            .replace(' ', "")
+    }
+
+    pub(super) fn serialize<S: Serializer>(
+        duration: &Duration,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&text(*duration))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Duration, D::Error> {
+        humantime::parse_duration(&String::deserialize(deserializer)?).map_err(|_| {
+            serde::de::Error::custom("allowed is a duration such as 5s, 250ms or 1m30s")
+        })
+    }
+}
+
+/// A limit, or `off`.
+mod limit {
+    use super::{Deserialize, Deserializer, Display, FromStr, Serializer};
+
+    pub(super) fn serialize<T: Display, S: Serializer>(
+        limit: &Option<T>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match limit {
+            Some(limit) => serializer.collect_str(limit),
+            None => serializer.serialize_str("off"),
+        }
+    }
+
+    pub(super) fn deserialize<'de, T: FromStr, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<T>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "off" {
+            return Ok(None);
+        }
+        text.parse().map(Some).map_err(|_| {
+            serde::de::Error::custom("allowed is a limit such as 10000 or 512MiB, or off")
+        })
+    }
+}

@@ -1,0 +1,385 @@
+//! One connection, from its first byte to its last.
+//!
+//! hyper parses and writes; this file bounds how long a peer may take for its first byte, a head and between requests,
+//! and decides when a connection may be closed without losing what the peer has already sent.
+
+use std::convert::Infallible;
+use std::net::{Shutdown, SocketAddr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::response::{IntoResponse, Response};
+use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderValue, StatusCode, Version};
+use http_body::Body as _;
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tower::ServiceExt;
+
+use super::guarded::Guarded;
+use super::problem::Problem;
+use super::server::Shared;
+use super::wire::{Activity, Traffic, Wire, has_unread};
+
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How long after the listener closed an idle connection still waits for a request that is on its way.
+const LAST_MOMENT: Duration = Duration::from_millis(250);
+
+/// How long a connection that was closed in order is read and discarded, so that the kernel does not answer a late
+/// byte with RST, which would take the answer from the peer's own buffer (RFC 9112, section 9.6).
+const LINGER: Duration = Duration::from_secs(1);
+
+const HTTP2_STREAMS: u32 = 200;
+const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
+const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(5);
+const MAX_HEAD: usize = 64 * 1024;
+
+/// A connection that was accepted.
+pub(super) struct Connection {
+    stream: Arc<TcpStream>,
+    peer: SocketAddr,
+    traffic: Arc<Traffic>,
+    shared: Arc<Shared>,
+    router: Router,
+    /// Its place among `max_connections`; none for those taken from the backlog at the very end.
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Connection {
+    pub(super) fn new(
+        stream: TcpStream,
+        peer: SocketAddr,
+        shared: Arc<Shared>,
+        router: Router,
+        place: Option<OwnedSemaphorePermit>,
+    ) -> Self {
+        let (stream, traffic) = (Arc::new(stream), Arc::new(Traffic::new()));
+        Self {
+            stream,
+            peer,
+            traffic,
+            shared,
+            router,
+            _place: place,
+        }
+    }
+
+    /// Serves it until it ends or is cut.
+    pub(super) async fn serve(self) {
+        // Nagle's delay would hold the last segment of an answer back for the peer's delayed ACK
+        let _ = self.stream.set_nodelay(true);
+        let cut = self.shared.cut.clone();
+        cut.run_until_cancelled(async {
+            match self.first_bytes().await {
+                Some(first) if first == HTTP2_PREFACE => self.http2(first).await,
+                Some(first) => self.http1(first).await,
+                None => {}
+            }
+        })
+        .await;
+    }
+
+    /// Reads until the protocol is known: the whole HTTP/2 preface, or a byte that is not of it.
+    async fn first_bytes(&self) -> Option<Vec<u8>> {
+        let mut first = Vec::new();
+        let read = async {
+            while first.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&first) {
+                self.stream.readable().await.ok()?;
+                let mut bytes = [0; HTTP2_PREFACE.len()];
+                match self
+                    .stream
+                    .try_read(&mut bytes[..HTTP2_PREFACE.len() - first.len()])
+                {
+                    Ok(0) => break,
+                    Ok(count) => first.extend_from_slice(&bytes[..count]),
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                    Err(_) => return None,
+                }
+            }
+            (!first.is_empty()).then_some(())
+        };
+        match tokio::time::timeout(self.shared.limits.header_timeout, read).await {
+            Ok(read) => read.map(|()| first),
+            Err(_elapsed) if first.is_empty() => {
+                count_timeout("first_byte");
+                None
+            }
+            Err(_elapsed) => {
+                self.time_out_head().await;
+                None
+            }
+        }
+    }
+
+    async fn http1(&self, first: Vec<u8>) {
+        let wire = self.wire(first, true);
+        let service = hyper::service::service_fn(|request| self.call(request));
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .max_buf_size(MAX_HEAD)
+            .half_close(false);
+        let mut connection = pin!(builder.serve_connection(wire, service).with_upgrades());
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.may_close() => {
+                // the kernel says that nothing waits, and hyper that nothing is under way: this ends with FIN
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+            () = self.head_overdue() => return self.time_out_head().await,
+        };
+        if let Err(error) = ended {
+            self.note(&error);
+        }
+        if self.traffic.activity() != Activity::Upgraded {
+            self.linger().await;
+        }
+    }
+
+    async fn http2(&self, first: Vec<u8>) {
+        let wire = self.wire(first, false);
+        let service = hyper::service::service_fn(|request| {
+            self.traffic.request(Some(0));
+            let counted = Counted(Arc::clone(&self.traffic));
+            let answer = answer(self.router.clone(), request, self.peer);
+            async { Ok::<_, Infallible>(answer.await.map(|body| Guarded::new(body, counted))) }
+        });
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .keep_alive_interval(HTTP2_PING_INTERVAL)
+            .keep_alive_timeout(HTTP2_PING_TIMEOUT)
+            .max_concurrent_streams(HTTP2_STREAMS)
+            .max_header_list_size(MAX_HEAD as u32)
+            .max_pending_accept_reset_streams(HTTP2_STREAMS as usize)
+            .max_send_buf_size(MAX_HEAD);
+        let mut connection = pin!(builder.serve_connection(wire, service));
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.may_goaway() => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    ended = connection => ended,
+                    () = self.deaf() => Ok(()),
+                }
+            }
+        };
+        if let Err(error) = ended {
+            self.note(&error);
+        }
+    }
+
+    fn wire(&self, first: Vec<u8>, by_heads: bool) -> Wire {
+        let write_timeout = self.shared.limits.request_timeout;
+        Wire::new(
+            Arc::clone(&self.stream),
+            Arc::clone(&self.traffic),
+            first,
+            by_heads,
+            write_timeout,
+        )
+    }
+
+    async fn call(
+        &self,
+        request: hyper::Request<hyper::body::Incoming>,
+    ) -> Result<Response<Guarded<Counted>>, Infallible> {
+        let (version, headers) = (request.version(), request.headers());
+        let chunked = headers.contains_key(TRANSFER_ENCODING);
+        // hyper lets chunked win over a length; a proxy before us might not, and see another request than we do
+        let ambiguous = chunked && headers.contains_key(CONTENT_LENGTH);
+        self.traffic.request(if chunked {
+            None
+        } else {
+            request.body().size_hint().exact()
+        });
+        let counted = Counted(Arc::clone(&self.traffic));
+        let response = match ambiguous {
+            true => Problem::new(
+                StatusCode::BAD_REQUEST,
+                "Content-Length and Transfer-Encoding exclude each other",
+            )
+            .into_response(),
+            false => answer(self.router.clone(), request, self.peer).await,
+        };
+        let mut response = response.map(|body| Guarded::new(body, counted));
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            self.traffic.upgraded();
+        } else if ambiguous
+            || (version <= Version::HTTP_11 && self.shared.is_stopping() && !self.next_waits())
+        {
+            response
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(response)
+    }
+
+    /// Whether another request has been sent behind the one being answered: then its answer is not yet the last.
+    fn next_waits(&self) -> bool {
+        self.traffic.has_more() || (self.traffic.body_is_read() && has_unread(&self.stream))
+    }
+
+    /// Completes when an idle connection may be closed: it was idle for too long, or the service drains and nothing
+    /// of a request has arrived.
+    async fn may_close(&self) {
+        loop {
+            match self.traffic.activity() {
+                Activity::Idle(since) if self.shared.draining.is_cancelled() => {
+                    let calm = (since + LAST_MOMENT).max(self.shared.drain_began() + LAST_MOMENT);
+                    if calm <= Instant::now() && !has_unread(&self.stream) {
+                        return;
+                    }
+                    tokio::time::sleep_until(
+                        calm.max(Instant::now() + Duration::from_millis(5)).into(),
+                    )
+                    .await;
+                }
+                Activity::Idle(since) => {
+                    let until = since + self.shared.limits.idle_timeout;
+                    if until <= Instant::now() && !has_unread(&self.stream) {
+                        count_timeout("idle");
+                        return;
+                    }
+                    self.until(until.max(Instant::now() + Duration::from_millis(5)))
+                        .await;
+                }
+                Activity::Head(_) | Activity::Busy if self.shared.draining.is_cancelled() => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Activity::Head(_) | Activity::Busy => {
+                    self.until(Instant::now() + self.shared.limits.idle_timeout)
+                        .await
+                }
+                Activity::Upgraded => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Completes when a head has taken too long.
+    async fn head_overdue(&self) {
+        let timeout = self.shared.limits.header_timeout;
+        loop {
+            let until = match self.traffic.activity() {
+                Activity::Head(since) if since.elapsed() >= timeout => return,
+                Activity::Head(since) => since + timeout,
+                Activity::Upgraded => std::future::pending().await,
+                // a head that begins right after this look is noticed late by no more than a tenth of its bound
+                Activity::Idle(_) | Activity::Busy => Instant::now() + timeout / 10,
+            };
+            tokio::time::sleep_until(until.into()).await;
+        }
+    }
+
+    /// Completes when an HTTP/2 connection should be told to go away: it was idle for too long, or the service drains.
+    async fn may_goaway(&self) {
+        loop {
+            let until = match self.traffic.activity() {
+                _ if self.shared.draining.is_cancelled() => return,
+                Activity::Idle(since) if since.elapsed() >= self.shared.limits.idle_timeout => {
+                    return count_timeout("idle");
+                }
+                Activity::Idle(since) | Activity::Head(since) => {
+                    since + self.shared.limits.idle_timeout
+                }
+                Activity::Busy | Activity::Upgraded => {
+                    Instant::now() + self.shared.limits.idle_timeout
+                }
+            };
+            self.until(until).await;
+        }
+    }
+
+    /// Completes when a peer that was told to go away has no stream open and has not been heard for a while: it would
+    /// never answer the PING that hyper waits for.
+    async fn deaf(&self) {
+        let patience = self.shared.limits.header_timeout;
+        loop {
+            let silent = self.traffic.heard().elapsed();
+            if silent >= patience && !matches!(self.traffic.activity(), Activity::Busy) {
+                return;
+            }
+            tokio::time::sleep(
+                patience
+                    .saturating_sub(silent)
+                    .max(Duration::from_millis(50)),
+            )
+            .await;
+        }
+    }
+
+    /// Sleeps until then, or until the drain begins.
+    async fn until(&self, until: Instant) {
+        self.shared
+            .draining
+            .run_until_cancelled(tokio::time::sleep_until(until.into()))
+            .await;
+    }
+
+    /// Says so while there is somebody to say it to: nothing of an answer has been written yet.
+    async fn time_out_head(&self) {
+        count_timeout("head");
+        let answer =
+            b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        let _ = self.stream.try_write(answer);
+        let _ = SockRef::from(&*self.stream).shutdown(Shutdown::Write);
+        self.linger().await;
+    }
+
+    /// Reads and discards what the peer still sends, for a moment.
+    async fn linger(&self) {
+        let discard = async {
+            let mut bytes = [0; 4096];
+            while self.stream.readable().await.is_ok() {
+                match self.stream.try_read(&mut bytes) {
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                    Ok(0) | Err(_) => return,
+                    Ok(_) => {}
+                }
+            }
+        };
+        let _ = tokio::time::timeout(LINGER, discard).await;
+    }
+
+    fn note(&self, error: &hyper::Error) {
+        if error.is_parse() {
+            metrics::counter!("http_server_bad_requests_total").increment(1);
+        }
+        tracing::debug!(peer = %self.peer, error = %crate::telemetry::chain(error), "connection ended");
+    }
+}
+
+fn count_timeout(bound: &'static str) {
+    metrics::counter!("http_server_timeouts_total", "bound" => bound).increment(1);
+}
+
+async fn answer(
+    router: Router,
+    request: hyper::Request<hyper::body::Incoming>,
+    peer: SocketAddr,
+) -> Response {
+    let mut request = request.map(Body::new);
+    request.extensions_mut().insert(ConnectInfo(peer));
+    router
+        .oneshot(request)
+        .await
+        .unwrap_or_else(|never: Infallible| match never {})
+}
+
+/// A request that is under way on its connection until this is dropped, with the last byte of its answer.
+struct Counted(Arc<Traffic>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.answered();
+    }
+}

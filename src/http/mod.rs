@@ -1,0 +1,30 @@
+//! The public server, on an accept loop of its own: the stock one loses requests at the stop (idle connections are
+//! closed under a request that has already arrived, the backlog is reset) and can be held up for ever.
+//!
+//! | file | is about |
+//! |---|---|
+//! | `server` | listening, accepting, and the three stages of the stop |
+//! | `connection` | one connection from its first byte to its last |
+//! | `wire` | the TCP stream as hyper sees it, and what it tells of the requests on it |
+//! | `middleware` | what every request passes: id, log, metrics, admission, timeout |
+//! | `docs` | the OpenAPI contract, for people and machines |
+//! | `extract` | request bodies and parameters, with rejections that say what to do |
+//! | `problem` | errors as RFC 9457 `application/problem+json` |
+//! | `guarded` | a response body that holds a guard to its last byte |
+//! | `streams` | Server-Sent Events and WebSockets that end well |
+
+mod connection;
+pub mod docs;
+mod extract;
+mod guarded;
+mod middleware;
+mod problem;
+mod server;
+mod streams;
+mod wire;
+
+pub use extract::{Json, Path, Query};
+pub use middleware::{Deadline, Middleware};
+pub use problem::{FieldError, Problem};
+pub use server::{BindError, Limits, Server};
+pub use streams::{Drain, sse, websocket};

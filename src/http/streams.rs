@@ -1,0 +1,115 @@
+//! Streams that end well: the last event whole, a Close frame, and nothing that outlives the drain.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::{Stream, StreamExt, stream};
+use tokio_util::sync::CancellationToken;
+
+use crate::lifecycle::Guard;
+
+/// Tells a client how soon to come back when its stream ends: at once, which at a stop is to another replica.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Keeps proxies from taking a quiet stream for a dead one, and finds the peers that are.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// What a peer may take to echo a Close frame.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What a peer may send us on a stream that is ours to speak on.
+const MAX_MESSAGE: usize = 64 * 1024;
+
+/// When streams are to end.
+#[derive(Debug, Clone)]
+pub struct Drain {
+    pub(super) draining: CancellationToken,
+    pub(super) cut: CancellationToken,
+}
+
+/// Answers with a stream of events until it ends or the server drains.
+pub fn sse(drain: &Drain, events: impl Stream<Item = Event> + Send + 'static) -> Response {
+    let retry = stream::once(async { Event::default().retry(RETRY) });
+    let draining = drain.draining.clone();
+    let events = retry
+        .chain(events)
+        .take_until(draining.cancelled_owned())
+        .map(Ok::<_, Infallible>);
+    Sse::new(events)
+        .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
+        .into_response()
+}
+
+/// Answers with a WebSocket on which `messages` are sent until they end, the peer closes, or the server drains: then
+/// Close 1001, and a second for the peer's echo. What the peer sends is read and ignored; over 64 KiB it is 1009.
+/// `guard` is held until all of this is over.
+pub fn websocket(
+    upgrade: WebSocketUpgrade,
+    drain: &Drain,
+    guard: Guard,
+    messages: impl Stream<Item = String> + Send + 'static,
+) -> Response {
+    let drain = drain.clone();
+    upgrade
+        .max_message_size(MAX_MESSAGE)
+        .max_frame_size(MAX_MESSAGE)
+        .on_upgrade(async move |socket| {
+            let _guard = guard;
+            drain
+                .cut
+                .run_until_cancelled(converse(socket, &drain.draining, messages))
+                .await;
+        })
+}
+
+async fn converse(
+    mut socket: WebSocket,
+    draining: &CancellationToken,
+    messages: impl Stream<Item = String>,
+) {
+    let mut messages = std::pin::pin!(messages);
+    let mut pings = tokio::time::interval(KEEP_ALIVE);
+    let close = loop {
+        let message = tokio::select! {
+            biased;
+            () = draining.cancelled() => break (close_code::AWAY, "the server is stopping: connect again"),
+            received = socket.recv() => match received {
+                Some(Ok(Message::Close(_))) | None => return,
+                Some(Err(error)) if is_too_large(&error) => break (close_code::SIZE, "the message is larger than 64 KiB"),
+                Some(Err(_)) => return,
+                Some(Ok(_)) => continue,
+            },
+            message = messages.next() => match message {
+                Some(text) => Message::Text(text.into()),
+                None => break (close_code::AGAIN, "the feed has ended: connect again"),
+            },
+            _ = pings.tick() => Message::Ping(bytes::Bytes::new()),
+        };
+        if socket.send(message).await.is_err() {
+            return;
+        }
+    };
+    let frame = CloseFrame {
+        code: close.0,
+        reason: close.1.into(),
+    };
+    let farewell = async {
+        if socket.send(Message::Close(Some(frame))).await.is_ok() {
+            while let Some(Ok(_)) = socket.recv().await {}
+        }
+    };
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, farewell).await;
+}
+
+fn is_too_large(error: &axum::Error) -> bool {
+    let mut sources = std::iter::successors(
+        Some(error as &(dyn std::error::Error + 'static)),
+        |&error| error.source(),
+    );
+    sources.any(|error| {
+        error.to_string().contains("too long") || error.to_string().contains("too big")
+    })
+}

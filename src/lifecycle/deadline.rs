@@ -1,0 +1,49 @@
+//! The last resort: a plain thread that ends the process when the deadline passes.
+//!
+//! It is started at the first stop signal and shares nothing that could be wedged with the rest: no runtime, no lock
+//! that is held across an await. What it has to say is said by yet another thread, should saying it block.
+
+use std::time::Duration;
+
+use super::Lifecycle;
+
+/// The exit code when the deadline, or a step's own budget, was passed.
+pub(super) const EXIT: u8 = 3;
+
+/// For the log's writer to put the last line out.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// Starts the clock.
+pub(super) fn start(lifecycle: Lifecycle, deadline: Duration) {
+    spawn("deadline", move || {
+        std::thread::sleep(deadline);
+        exit(EXIT, move || {
+            let left = lifecycle.in_flight().list().join("; ");
+            let step = lifecycle.0.steps.running();
+            tracing::error!(
+                step,
+                left,
+                exit_code = EXIT,
+                "deadline passed: abandoning what is left"
+            );
+        });
+    });
+}
+
+/// Ends the process with `code` after `last_words`, or without them if they take too long. Runs no destructors and no
+/// `atexit` handlers: nothing in the process is trusted to finish.
+pub(super) fn exit(code: u8, last_words: impl FnOnce() + Send + 'static) -> ! {
+    spawn("last-words", last_words);
+    std::thread::sleep(LAST_WORDS);
+    signal_hook::low_level::exit(code.into())
+}
+
+/// A thread, or nothing where the system has none left: then the caller goes on without it.
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
+    if let Err(error) = std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+    {
+        tracing::error!(%error, name, "cannot start a thread");
+    }
+}

@@ -1,0 +1,208 @@
+//! What the project is for: a process that starts, serves and stops in a known order and says so.
+//!
+//! This module knows phases, checks, workers and named steps with a budget. It knows nothing of axum, sqlx or tonic:
+//! what is checked, run and stopped is handed to it by `app.rs`.
+//!
+//! | file | is about |
+//! |---|---|
+//! | `phase` | starting → ready → draining → stopping → stopped |
+//! | `control` | the control thread: signals, admin server, watchdog, the stop |
+//! | `plan` | the stop as a list of named steps, each with a budget |
+//! | `deadline` | the thread that ends the process when all else fails |
+//! | `readiness` | checks of what the service depends on, behind `/readyz` |
+//! | `watchdog` | whether the process itself is alive, behind `/livez` |
+//! | `workers` | supervised background work |
+//! | `in_flight` | what is under way right now |
+
+mod control;
+mod deadline;
+mod in_flight;
+mod phase;
+mod plan;
+mod readiness;
+mod watchdog;
+mod workers;
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use control::Control;
+pub use in_flight::{Guard, InFlight, Kind};
+pub use phase::Phase;
+pub use plan::{Outcome, Plan, StepReport};
+pub use readiness::{CheckReport, Readiness};
+pub use watchdog::{Liveness, Vitals};
+pub use workers::Workers;
+
+use crate::config;
+
+/// The process's life, shared by everything that takes part in it. Cloning is cheap and shares.
+#[derive(Debug, Clone)]
+pub struct Lifecycle(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    settings: config::Lifecycle,
+    phase: watch::Sender<Phase>,
+    stop: OnceLock<Stop>,
+    stop_requested: CancellationToken,
+    steps: plan::Progress,
+    readiness: Readiness,
+    liveness: Liveness,
+    in_flight: InFlight,
+    /// Tasks that live as long as the service does and end when it begins to stop for good.
+    background: TaskTracker,
+}
+
+/// When and why the stop began.
+#[derive(Debug, Clone, Copy)]
+struct Stop {
+    at: Instant,
+    /// Whether the service had been ready, so that callers may still be on their way.
+    was_ready: bool,
+}
+
+/// What began the stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Trigger {
+    PreStop,
+    Sigterm,
+    Sigint,
+    /// The service cannot go on.
+    Failure,
+}
+
+impl Trigger {
+    fn name(self) -> &'static str {
+        match self {
+            Self::PreStop => "pre-stop",
+            Self::Sigterm => "SIGTERM",
+            Self::Sigint => "SIGINT",
+            Self::Failure => "failure",
+        }
+    }
+}
+
+impl Lifecycle {
+    /// A life in phase `starting`.
+    pub fn new(settings: &config::Lifecycle, readiness: &config::Readiness) -> Self {
+        tracing::info!(phase = Phase::Starting.name(), "phase");
+        Self(Arc::new(Inner {
+            settings: settings.clone(),
+            phase: watch::Sender::new(Phase::Starting),
+            stop: OnceLock::new(),
+            stop_requested: CancellationToken::new(),
+            steps: plan::Progress::default(),
+            readiness: Readiness::new(readiness),
+            liveness: Liveness::new(settings),
+            in_flight: InFlight::default(),
+            background: TaskTracker::new(),
+        }))
+    }
+
+    /// The phase now.
+    pub fn phase(&self) -> Phase {
+        *self.0.phase.borrow()
+    }
+
+    /// The checks behind `/readyz`.
+    pub fn readiness(&self) -> &Readiness {
+        &self.0.readiness
+    }
+
+    /// The vital signs behind `/livez`.
+    pub fn liveness(&self) -> &Liveness {
+        &self.0.liveness
+    }
+
+    /// What is under way.
+    pub fn in_flight(&self) -> &InFlight {
+        &self.0.in_flight
+    }
+
+    /// How far the stop has come, step by step.
+    pub fn steps(&self) -> Vec<StepReport> {
+        self.0.steps.report()
+    }
+
+    /// Whether `/readyz` is 200: phase `ready`, the runtime runs, every required check passes.
+    pub fn is_ready(&self) -> bool {
+        self.phase() == Phase::Ready && self.0.liveness.is_running() && self.0.readiness.passes()
+    }
+
+    /// Everything is up. Has no effect once the stop has begun.
+    pub fn ready(&self) {
+        self.advance(Phase::Ready, None);
+    }
+
+    /// Begins the stop: `/readyz` is 503 when this returns and the deadline is running. Later calls change nothing:
+    /// there is one delay and one deadline, counted from the first.
+    pub fn stop(&self, trigger: Trigger) {
+        let stop = || Stop {
+            at: Instant::now(),
+            was_ready: self.phase() == Phase::Ready,
+        };
+        let mut first = false;
+        self.0.stop.get_or_init(|| {
+            first = true;
+            stop()
+        });
+        if first {
+            self.advance(Phase::Draining, Some(trigger));
+            deadline::start(self.clone(), self.0.settings.deadline);
+            self.0.stop_requested.cancel();
+        }
+    }
+
+    /// Completes when the stop has begun.
+    pub async fn stop_requested(&self) {
+        self.0.stop_requested.cancelled().await;
+    }
+
+    /// How long ago the stop began, if it has.
+    pub fn stopping_for(&self) -> Option<Duration> {
+        self.0.stop.get().map(|stop| stop.at.elapsed())
+    }
+
+    /// Completes at the end of the drain delay, counted from the first trigger; at once where the service never was
+    /// ready, since nobody was ever sent here.
+    pub async fn drain_delay(&self) {
+        if let Some(stop) = self.0.stop.get().filter(|stop| stop.was_ready) {
+            tokio::time::sleep_until((stop.at + self.0.settings.drain_delay).into()).await;
+        }
+        self.advance(Phase::Stopping, None);
+    }
+
+    /// Runs `work` on the current runtime for as long as the service serves: it is dropped when phase `stopping` begins.
+    pub fn background(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut phase = self.0.phase.subscribe();
+        self.0.background.spawn(async move {
+            tokio::select! {
+                () = work => {}
+                _ = phase.wait_for(|phase| *phase >= Phase::Stopping) => {}
+            }
+        });
+    }
+
+    fn advance(&self, to: Phase, trigger: Option<Trigger>) {
+        let changed = self.0.phase.send_if_modified(|phase| {
+            let forward = to > *phase;
+            if forward {
+                *phase = to;
+            }
+            forward
+        });
+        if changed {
+            tracing::info!(
+                phase = to.name(),
+                trigger = trigger.map(Trigger::name),
+                "phase"
+            );
+        }
+    }
+}

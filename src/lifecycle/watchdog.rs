@@ -1,0 +1,166 @@
+//! Whether the process itself is alive. Never asks a dependency: a slow database must not restart every pod.
+//!
+//! The control thread hands the main runtime a heartbeat to stamp and counts how long it goes unanswered. Only time in
+//! which the control thread itself ran on time is counted: on a starved machine, or after SIGSTOP, both are late and
+//! the runtime is not to blame.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tokio::runtime::Handle;
+
+use super::Lifecycle;
+use crate::config;
+
+const TICK: Duration = Duration::from_millis(250);
+
+/// A tick this late was not the runtime's fault.
+const LATE: Duration = Duration::from_millis(250);
+
+/// The vital signs as the watchdog last saw them.
+#[derive(Debug)]
+pub struct Liveness {
+    stall_threshold: Duration,
+    max_tasks: Option<usize>,
+    max_memory: Option<u64>,
+    started: AtomicBool,
+    stalled_millis: AtomicU64,
+    tasks: AtomicUsize,
+    resident_memory: AtomicU64,
+}
+
+/// What `/livez` says.
+#[derive(Debug, Clone, Serialize)]
+pub struct Vitals {
+    /// How long the main runtime has run nothing, in seconds.
+    pub stalled_for: f64,
+    /// Live tasks of the main runtime.
+    pub tasks: usize,
+    /// Bytes.
+    pub resident_memory: u64,
+    /// What is wrong, if anything is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl Liveness {
+    pub(super) fn new(settings: &config::Lifecycle) -> Self {
+        Self {
+            stall_threshold: settings.stall_threshold,
+            max_tasks: settings.max_tasks,
+            max_memory: settings.max_memory.map(|size| size.as_u64()),
+            started: AtomicBool::new(false),
+            stalled_millis: AtomicU64::new(0),
+            tasks: AtomicUsize::new(0),
+            resident_memory: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether the main runtime has run since the start: what `/startupz` says.
+    pub fn has_started(&self) -> bool {
+        self.started.load(Ordering::Relaxed)
+    }
+
+    /// Whether the main runtime runs what it is given.
+    pub fn is_running(&self) -> bool {
+        self.stalled_for() < self.stall_threshold
+    }
+
+    /// The vital signs, and what is wrong with them.
+    pub fn vitals(&self) -> Vitals {
+        let tasks = self.tasks.load(Ordering::Relaxed);
+        let resident_memory = self.resident_memory.load(Ordering::Relaxed);
+        let stalled_for = self.stalled_for();
+        let error = if !self.is_running() {
+            Some(format!(
+                "the runtime has run nothing for {stalled_for:.1?}: every worker thread is blocked"
+            ))
+        } else if self.max_tasks.is_some_and(|max| tasks > max) {
+            Some(format!(
+                "{tasks} live tasks are more than lifecycle.max_tasks"
+            ))
+        } else if self.max_memory.is_some_and(|max| resident_memory > max) {
+            Some(format!(
+                "{resident_memory} bytes of resident memory are more than lifecycle.max_memory"
+            ))
+        } else {
+            None
+        };
+        Vitals {
+            stalled_for: stalled_for.as_secs_f64(),
+            tasks,
+            resident_memory,
+            error,
+        }
+    }
+
+    fn stalled_for(&self) -> Duration {
+        Duration::from_millis(self.stalled_millis.load(Ordering::Relaxed))
+    }
+}
+
+/// Watches the main runtime from the control thread, for ever.
+pub(super) async fn watch(lifecycle: Lifecycle, main: Handle) {
+    let liveness = lifecycle.liveness();
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut heartbeat = beat(&main, &lifecycle);
+    let mut last = Instant::now();
+    let mut stalled = Duration::ZERO;
+    loop {
+        ticks.tick().await;
+        let since = last.elapsed();
+        last = Instant::now();
+        if heartbeat.load(Ordering::Relaxed) {
+            stalled = Duration::ZERO;
+            heartbeat = beat(&main, &lifecycle);
+        } else if since < TICK + LATE {
+            stalled += since;
+        }
+        let was_running = liveness.is_running();
+        liveness.stalled_millis.store(
+            u64::try_from(stalled.as_millis()).unwrap_or(u64::MAX),
+            Ordering::Relaxed,
+        );
+        if was_running != liveness.is_running() {
+            tracing::error!(
+                ?stalled,
+                alive = !was_running,
+                "the main runtime has {}",
+                if was_running { "stalled" } else { "recovered" }
+            );
+        }
+        liveness
+            .tasks
+            .store(main.metrics().num_alive_tasks(), Ordering::Relaxed);
+        liveness
+            .resident_memory
+            .store(resident_memory().unwrap_or(0), Ordering::Relaxed);
+    }
+}
+
+/// Asks the main runtime to set a flag: from outside, so that any of its workers may run it.
+fn beat(main: &Handle, lifecycle: &Lifecycle) -> Arc<AtomicBool> {
+    let beaten = Arc::new(AtomicBool::new(false));
+    let (beat, lifecycle) = (beaten.clone(), lifecycle.clone());
+    lifecycle.0.background.clone().spawn_on(
+        async move {
+            lifecycle.liveness().started.store(true, Ordering::Relaxed);
+            beat.store(true, Ordering::Relaxed);
+        },
+        main,
+    );
+    beaten
+}
+
+/// Bytes of this process in memory, where the system tells.
+fn resident_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib * 1024)
+}

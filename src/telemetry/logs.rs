@@ -1,0 +1,86 @@
+//! Logs on standard output, one line an event, that never block the service: lines go through a queue with a bound, and
+//! one that finds it full, or cannot be written, is counted and forgotten.
+
+use std::io::{self, Write};
+
+use opentelemetry_sdk::trace::SdkTracer;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+use super::TelemetryError;
+use crate::config::LogFormat;
+
+/// Lines that may wait; at some 400 bytes each, 3 MB.
+const QUEUE: usize = 8192;
+
+const DROPPED: &str = "log_lines_dropped_total";
+
+/// Writes what is queued when it is dropped.
+#[derive(Debug)]
+pub struct Writer {
+    _worker: WorkerGuard,
+}
+
+/// Lines that were lost to a full queue. Read when metrics are.
+static QUEUED: std::sync::OnceLock<tracing_appender::non_blocking::ErrorCounter> =
+    std::sync::OnceLock::new();
+
+/// Installs the subscriber. The level is `RUST_LOG`'s, `info` by default.
+pub(super) fn start(
+    format: LogFormat,
+    tracer: Option<SdkTracer>,
+) -> Result<Writer, TelemetryError> {
+    let directives = std::env::var(EnvFilter::DEFAULT_ENV)
+        .ok()
+        .filter(|directives| !directives.is_empty());
+    let filter = EnvFilter::builder().parse(directives.as_deref().unwrap_or("info"))?;
+    let (queue, worker) = NonBlockingBuilder::default()
+        .buffered_lines_limit(QUEUE)
+        .lossy(true)
+        .finish(Stdout);
+    let _ = QUEUED.set(queue.error_counter());
+    let lines = tracing_subscriber::fmt::layer().with_writer(queue);
+    let lines = match format {
+        LogFormat::Json => lines
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+            .boxed(),
+        LogFormat::Pretty => lines.with_target(false).boxed(),
+    };
+    let spans = tracer.map(|tracer| tracing_opentelemetry::layer().with_tracer(tracer));
+    tracing_subscriber::registry()
+        .with(spans)
+        .with(lines)
+        .with(filter)
+        .init();
+    Ok(Writer { _worker: worker })
+}
+
+/// Brings the counter of lost lines up to date.
+pub(super) fn report() {
+    let queued = QUEUED.get().map_or(
+        0,
+        tracing_appender::non_blocking::ErrorCounter::dropped_lines,
+    );
+    metrics::counter!(DROPPED, "reason" => "queue full").absolute(queued as u64);
+}
+
+/// Standard output, on which an error is an event to count: it may be closed, and there is nobody to tell.
+struct Stdout;
+
+impl Write for Stdout {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if io::stdout().write_all(line).is_err() {
+            metrics::counter!(DROPPED, "reason" => "cannot write").increment(1);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let _ = io::stdout().flush();
+        Ok(())
+    }
+}

@@ -1,0 +1,86 @@
+//! Traces by OTLP over gRPC, where `OTEL_EXPORTER_OTLP_ENDPOINT` asks for them; the rest of `OTEL_*` is the SDK's. The
+//! context of a trace is taken from, and passed on to, others either way.
+
+use http::HeaderMap;
+use opentelemetry::propagation::TextMapPropagator;
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_http::{HeaderExtractor, HeaderInjector};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use super::TelemetryError;
+
+const ENDPOINTS: [&str; 2] = [
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+];
+
+/// The exporter, if there is one. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct Traces(Option<SdkTracerProvider>);
+
+impl Traces {
+    pub(super) fn from_env() -> Result<Self, TelemetryError> {
+        let wanted = ENDPOINTS
+            .iter()
+            .any(|name| std::env::var(name).is_ok_and(|value| !value.is_empty()));
+        if !wanted {
+            return Ok(Self(None));
+        }
+        let exporter = opentelemetry_otlp::SpanExporter::builder()
+            .with_tonic()
+            .build()?;
+        let mut resource = Resource::builder();
+        if std::env::var_os("OTEL_SERVICE_NAME").is_none() {
+            resource = resource.with_service_name(env!("CARGO_PKG_NAME"));
+        }
+        let version = opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
+        let resource = resource.with_attribute(version).build();
+        Ok(Self(Some(
+            SdkTracerProvider::builder()
+                .with_batch_exporter(exporter)
+                .with_resource(resource)
+                .build(),
+        )))
+    }
+
+    pub(super) fn tracer(&self) -> Option<SdkTracer> {
+        self.0
+            .as_ref()
+            .map(|provider| provider.tracer(env!("CARGO_PKG_NAME")))
+    }
+
+    /// Sends what has not been sent. Runs on a thread of its own: the SDK blocks, and would wait for ever for an
+    /// exporter that needs the very thread it blocks.
+    pub async fn close(self) {
+        let Some(provider) = self.0 else { return };
+        let (done, closed) = tokio::sync::oneshot::channel();
+        let close = move || {
+            let _ = done.send(provider.shutdown());
+        };
+        if std::thread::Builder::new()
+            .name("traces".to_owned())
+            .spawn(close)
+            .is_err()
+        {
+            return;
+        }
+        if let Ok(Err(error)) = closed.await {
+            tracing::warn!(%error, "the last traces were not delivered");
+        }
+    }
+}
+
+/// Makes `span` part of the trace that the headers name, if they do.
+pub fn continue_from(span: &tracing::Span, headers: &HeaderMap) {
+    // no parent can only be set on a span that is filtered out
+    let _ = span.set_parent(TraceContextPropagator::new().extract(&HeaderExtractor(headers)));
+}
+
+/// Names the current trace in headers that go to another service.
+pub fn pass_on(headers: &mut HeaderMap) {
+    let context = tracing::Span::current().context();
+    TraceContextPropagator::new().inject_context(&context, &mut HeaderInjector(headers));
+}
