@@ -29,13 +29,7 @@ pub fn serve(config: &Config, control: Control, telemetry: &Telemetry) -> anyhow
     let lifecycle = Lifecycle::new(&config.lifecycle, &config.readiness);
     let (start, stop) = {
         let _context = main.enter();
-        compose(
-            config,
-            &lifecycle,
-            telemetry,
-            control.handle(),
-            main.handle(),
-        )?
+        compose(config, &lifecycle, telemetry, control.handle(), main.handle())?
     };
     Ok(control.run(&lifecycle, main, start, stop))
 }
@@ -52,21 +46,10 @@ fn compose(
     telemetry: &Telemetry,
     control: &Handle,
     main: &Handle,
-) -> anyhow::Result<(
-    impl Future<Output = anyhow::Result<()>> + Send + use<>,
-    Plan,
-)> {
+) -> anyhow::Result<(impl Future<Output = anyhow::Result<()>> + Send + use<>, Plan)> {
     // the two ports: admin answers from here on, the public one only when all that follows is ready
-    let http = Server::bind(
-        "http",
-        config.http.address,
-        Limits::from(&config.http),
-        lifecycle,
-    )?;
-    let limits = Limits {
-        max_connections: admin::MAX_CONNECTIONS,
-        ..Limits::from(&config.http)
-    };
+    let http = Server::bind("http", config.http.address, Limits::from(&config.http), lifecycle)?;
+    let limits = Limits { max_connections: admin::MAX_CONNECTIONS, ..Limits::from(&config.http) };
     let admin = Server::bind("admin", config.admin.address, limits, lifecycle)?;
 
     // what the service depends on, each connected when first used
@@ -83,12 +66,7 @@ fn compose(
 
     // what it does
     let workers = Workers::default();
-    let orders = Orders::new(
-        &postgres,
-        &catalog,
-        lifecycle.in_flight(),
-        http.drain_signal(),
-    );
+    let orders = Orders::new(&postgres, &catalog, lifecycle.in_flight(), http.drain_signal());
     orders.start(config, lifecycle, &workers);
     let router = http::docs::documented(Orders::api()).with_state(orders);
     let router = Middleware::new(&config.http, lifecycle.in_flight()).around(router);
@@ -119,45 +97,21 @@ fn compose(
     let (finish, hand_back) = (workers.clone(), workers);
     let plan = Plan::default()
         .step("unready", AT_ONCE, async move { unready.claim_nothing() })
-        .step("drain_delay", budget.drain_delay + AT_ONCE, async move {
-            delay.drain_delay().await
-        })
-        .step("stop_accepting", AT_ONCE, async move {
-            stop.stop_accepting().await
-        })
-        .step("drain_http", budget.drain_timeout, async move {
-            drain.drain().await
-        })
+        .step("drain_delay", budget.drain_delay + AT_ONCE, async move { delay.drain_delay().await })
+        .step("stop_accepting", AT_ONCE, async move { stop.stop_accepting().await })
+        .step("drain_http", budget.drain_timeout, async move { drain.drain().await })
         .or_cut(move || cut.cut())
-        .step("drain_workers", budget.worker_timeout, async move {
-            finish.drain().await
-        })
+        .step("drain_workers", budget.worker_timeout, async move { finish.drain().await })
         .or_cut(move || hand_back.cut())
-        .step("grpc_channel", budget.grpc_timeout, async move {
-            catalog.close().await
-        })
-        .step("database_pool", budget.database_timeout, async move {
-            postgres.close().await
-        })
-        .step("telemetry", budget.telemetry_timeout, async move {
-            traces.close().await
-        });
+        .step("grpc_channel", budget.grpc_timeout, async move { catalog.close().await })
+        .step("database_pool", budget.database_timeout, async move { postgres.close().await })
+        .step("telemetry", budget.telemetry_timeout, async move { traces.close().await });
     Ok((start, plan))
 }
 
 /// What `/metrics` reads when it is asked.
-fn gauges(
-    lifecycle: &Lifecycle,
-    http: &Server,
-    postgres: &Postgres,
-    main: &Handle,
-) -> impl Fn() + Send + Sync + use<> {
-    let (lifecycle, http, postgres, main) = (
-        lifecycle.clone(),
-        http.clone(),
-        postgres.clone(),
-        main.clone(),
-    );
+fn gauges(lifecycle: &Lifecycle, http: &Server, postgres: &Postgres, main: &Handle) -> impl Fn() + Send + Sync + use<> {
+    let (lifecycle, http, postgres, main) = (lifecycle.clone(), http.clone(), postgres.clone(), main.clone());
     move || {
         crate::telemetry::metrics::report(&lifecycle, &main);
         http.report();

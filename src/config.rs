@@ -212,11 +212,7 @@ impl Http {
         check.duration("http.request_timeout", self.request_timeout, PATIENCE);
         check.duration("http.header_timeout", self.header_timeout, PATIENCE);
         check.duration("http.idle_timeout", self.idle_timeout, PATIENCE);
-        check.size(
-            "http.body_limit",
-            self.body_limit,
-            ByteSize::b(1)..=ByteSize::gib(1),
-        );
+        check.size("http.body_limit", self.body_limit, ByteSize::b(1)..=ByteSize::gib(1));
         check.number("http.max_connections", self.max_connections, 1..=1_000_000);
         check.number("http.max_in_flight", self.max_in_flight, 1..=1_000_000);
     }
@@ -240,25 +236,13 @@ impl Lifecycle {
             check.duration(setting, budget, BUDGET);
         }
         check.duration("lifecycle.deadline", self.deadline, MOMENT);
-        check.duration(
-            "lifecycle.termination_grace_period",
-            self.termination_grace_period,
-            MOMENT,
-        );
-        check.duration(
-            "lifecycle.stall_threshold",
-            self.stall_threshold,
-            Duration::from_secs(1)..=*MOMENT.end(),
-        );
+        check.duration("lifecycle.termination_grace_period", self.termination_grace_period, MOMENT);
+        check.duration("lifecycle.stall_threshold", self.stall_threshold, Duration::from_secs(1)..=*MOMENT.end());
         if let Some(tasks) = self.max_tasks {
             check.number("lifecycle.max_tasks", tasks, 100..=100_000_000);
         }
         if let Some(memory) = self.max_memory {
-            check.size(
-                "lifecycle.max_memory",
-                memory,
-                ByteSize::mib(16)..=ByteSize::tib(1),
-            );
+            check.size("lifecycle.max_memory", memory, ByteSize::mib(16)..=ByteSize::tib(1));
         }
         let spent: Duration = self.budgets().iter().map(|(_, budget)| *budget).sum();
         if spent > self.deadline {
@@ -288,16 +272,8 @@ impl Lifecycle {
 
 impl Readiness {
     fn check(&self, check: &mut Check<'_>) {
-        check.duration(
-            "readiness.interval",
-            self.interval,
-            Duration::from_millis(10)..=*MOMENT.end(),
-        );
-        check.duration(
-            "readiness.timeout",
-            self.timeout,
-            Duration::from_millis(10)..=*MOMENT.end(),
-        );
+        check.duration("readiness.interval", self.interval, Duration::from_millis(10)..=*MOMENT.end());
+        check.duration("readiness.timeout", self.timeout, Duration::from_millis(10)..=*MOMENT.end());
         check.number("readiness.failures", self.failures as usize, 1..=1000);
     }
 }
@@ -312,23 +288,11 @@ impl Database {
                     .to_owned(),
             );
         } else if !self.url.is_well_formed() {
-            check.fault(
-                "database.url",
-                self.url.to_string(),
-                "postgres://user:password@host/database".to_owned(),
-            );
+            check.fault("database.url", self.url.to_string(), "postgres://user:password@host/database".to_owned());
         }
-        check.number(
-            "database.max_connections",
-            self.max_connections as usize,
-            1..=10_000,
-        );
+        check.number("database.max_connections", self.max_connections as usize, 1..=10_000);
         check.duration("database.acquire_timeout", self.acquire_timeout, PATIENCE);
-        check.duration(
-            "database.statement_timeout",
-            self.statement_timeout,
-            PATIENCE,
-        );
+        check.duration("database.statement_timeout", self.statement_timeout, PATIENCE);
     }
 }
 
@@ -337,19 +301,11 @@ impl Catalog {
         let endpoint = self.endpoint.parse::<http::Uri>().ok();
         let scheme = endpoint.as_ref().and_then(|uri| uri.scheme_str());
         if !matches!(scheme, Some("http" | "https")) {
-            check.fault(
-                "catalog.endpoint",
-                self.endpoint.clone(),
-                "http://host:port or https://host:port".to_owned(),
-            );
+            check.fault("catalog.endpoint", self.endpoint.clone(), "http://host:port or https://host:port".to_owned());
         }
         check.duration("catalog.connect_timeout", self.connect_timeout, PATIENCE);
         check.duration("catalog.timeout", self.timeout, PATIENCE);
-        check.duration(
-            "catalog.refresh_interval",
-            self.refresh_interval,
-            Duration::from_millis(10)..=*MOMENT.end(),
-        );
+        check.duration("catalog.refresh_interval", self.refresh_interval, Duration::from_millis(10)..=*MOMENT.end());
     }
 }
 
@@ -359,7 +315,7 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    fn fault(&mut self, setting: &str, given: String, allowed: String) {
+    fn fault(&mut self, setting: &str, given: String, allowed: impl Display) {
         self.faults.push(Fault {
             setting: setting.to_owned(),
             given: Some(given),
@@ -387,11 +343,7 @@ impl Check<'_> {
         text: fn(T) -> String,
     ) {
         if !allowed.contains(&value) {
-            self.fault(
-                setting,
-                text(value),
-                format!("{} to {}", text(*allowed.start()), text(*allowed.end())),
-            );
+            self.fault(setting, text(value), format!("{} to {}", text(*allowed.start()), text(*allowed.end())));
         }
     }
 }
@@ -408,8 +360,7 @@ impl DatabaseUrl {
 
     fn is_well_formed(&self) -> bool {
         let scheme = self.0.split_once("://").map(|(scheme, _)| scheme);
-        matches!(scheme, Some("postgres" | "postgresql"))
-            && sqlx::postgres::PgConnectOptions::from_str(&self.0).is_ok()
+        matches!(scheme, Some("postgres" | "postgresql")) && sqlx::postgres::PgConnectOptions::from_str(&self.0).is_ok()
     }
 }
 
@@ -419,9 +370,7 @@ impl Display for DatabaseUrl {
             return f.write_str(if self.0.is_empty() { "" } else { "***" });
         };
         // The last @ ends the credentials, should one stand unescaped in the password; `?password=` is one more way in.
-        let (credentials, place) = rest
-            .rsplit_once('@')
-            .map_or((None, rest), |(login, place)| (Some(login), place));
+        let (credentials, place) = rest.rsplit_once('@').map_or((None, rest), |(login, place)| (Some(login), place));
         let place = place.split_once('?').map_or(place, |(place, _)| place);
         match credentials.map(|login| login.split_once(':').map_or(login, |(user, _)| user)) {
             Some(user) => write!(f, "{scheme}://{user}:***@{place}"),
@@ -447,24 +396,16 @@ mod duration {
     use super::{Deserialize, Deserializer, Duration, Serializer};
 
     pub(super) fn text(duration: Duration) -> String {
-        humantime::format_duration(duration)
-            .to_string()
-            .replace(' ', "")
+        humantime::format_duration(duration).to_string().replace(' ', "")
     }
 
-    pub(super) fn serialize<S: Serializer>(
-        duration: &Duration,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&text(*duration))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Duration, D::Error> {
-        humantime::parse_duration(&String::deserialize(deserializer)?).map_err(|_| {
-            serde::de::Error::custom("allowed is a duration such as 5s, 250ms or 1m30s")
-        })
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        humantime::parse_duration(&String::deserialize(deserializer)?)
+            .map_err(|_| serde::de::Error::custom("allowed is a duration such as 5s, 250ms or 1m30s"))
     }
 }
 
@@ -472,25 +413,20 @@ mod duration {
 mod limit {
     use super::{Deserialize, Deserializer, Display, FromStr, Serializer};
 
-    pub(super) fn serialize<T: Display, S: Serializer>(
-        limit: &Option<T>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<T: Display, S: Serializer>(limit: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
         match limit {
             Some(limit) => serializer.collect_str(limit),
             None => serializer.serialize_str("off"),
         }
     }
 
-    pub(super) fn deserialize<'de, T: FromStr, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<T>, D::Error> {
+    pub(super) fn deserialize<'de, T: FromStr, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
         let text = String::deserialize(deserializer)?;
         if text == "off" {
             return Ok(None);
         }
-        text.parse().map(Some).map_err(|_| {
-            serde::de::Error::custom("allowed is a limit such as 10000 or 512MiB, or off")
-        })
+        text.parse()
+            .map(Some)
+            .map_err(|_| serde::de::Error::custom("allowed is a limit such as 10000 or 512MiB, or off"))
     }
 }

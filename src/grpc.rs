@@ -91,13 +91,8 @@ impl Peer {
         let (channel, addresses) = Channel::balance_channel_with_executor(CHANGES, tasks.clone());
         let count = watch::Sender::new(0);
         let resolved = count.subscribe();
-        let resolver = Resolver {
-            uri,
-            connect_timeout: settings.connect_timeout,
-            tasks: tasks.clone(),
-            addresses,
-            count,
-        };
+        let resolver =
+            Resolver { uri, connect_timeout: settings.connect_timeout, tasks: tasks.clone(), addresses, count };
         tasks.spawn(resolver.run());
         let policy = failsafe::failure_policy::consecutive_failures(
             BREAKER_FAILURES,
@@ -107,11 +102,7 @@ impl Peer {
             channel,
             resolved,
             timeout: settings.timeout,
-            retries: Arc::new(TpsBudget::new(
-                Duration::from_secs(10),
-                RETRIES_PER_SECOND,
-                RETRY_SHARE,
-            )),
+            retries: Arc::new(TpsBudget::new(Duration::from_secs(10), RETRIES_PER_SECOND, RETRY_SHARE)),
             breaker: Arc::new(StateMachine::new(policy, ())),
             tasks,
         })
@@ -157,19 +148,11 @@ impl Peer {
             .with_max_times(RETRIES_PER_CALL)
             .with_jitter();
         let may_retry = |status: &Status| {
-            retry == Retry::Idempotent
-                && status.code() == Code::Unavailable
-                && self.retries.withdraw()
+            retry == Retry::Idempotent && status.code() == Code::Unavailable && self.retries.withdraw()
         };
-        let attempts = attempt
-            .retry(pauses)
-            .sleep(tokio::time::sleep)
-            .when(may_retry);
+        let attempts = attempt.retry(pauses).sleep(tokio::time::sleep).when(may_retry);
         let result = tokio::time::timeout_at(deadline, self.resolved_then(attempts)).await;
-        let result = result.map_or_else(
-            |_| Err(self.silent(timeout)),
-            |result| Ok(result?.into_inner()),
-        );
+        let result = result.map_or_else(|_| Err(self.silent(timeout)), |result| Ok(result?.into_inner()));
         match &result {
             Err(error) if error.is_the_peers() => self.breaker.on_error(),
             _ => self.breaker.on_success(),
@@ -183,23 +166,12 @@ impl Peer {
     /// Why not.
     pub async fn check(self) -> Result<(), Error> {
         let mut client = HealthClient::new(self.channel());
-        let check = self.resolved_then(client.check(HealthCheckRequest {
-            service: String::new(),
-        }));
-        match tokio::time::timeout(self.timeout, check)
-            .await
-            .map_err(|_| self.silent(self.timeout))?
-        {
-            Ok(response)
-                if response.get_ref().status() == tonic_health::ServingStatus::Serving.into() =>
-            {
-                Ok(())
+        let check = self.resolved_then(client.check(HealthCheckRequest { service: String::new() }));
+        match tokio::time::timeout(self.timeout, check).await.map_err(|_| self.silent(self.timeout))? {
+            Ok(response) if response.get_ref().status() == tonic_health::ServingStatus::Serving.into() => Ok(()),
+            Ok(response) => {
+                Err(Status::unavailable(format!("it says {}", response.get_ref().status().as_str_name())).into())
             }
-            Ok(response) => Err(Status::unavailable(format!(
-                "it says {}",
-                response.get_ref().status().as_str_name()
-            ))
-            .into()),
             Err(status) if status.code() == Code::Unimplemented => Ok(()),
             Err(status) => Err(status.into()),
         }
@@ -208,11 +180,7 @@ impl Peer {
     /// Waits for an address before the call: with none the channel would wait without saying why.
     async fn resolved_then<T>(&self, call: impl Future<Output = T>) -> T {
         // an error would mean that the resolver is gone: then the channel is closed, and the call says so
-        let _ = self
-            .resolved
-            .clone()
-            .wait_for(|addresses| *addresses > 0)
-            .await;
+        let _ = self.resolved.clone().wait_for(|addresses| *addresses > 0).await;
         call.await
     }
 
@@ -265,11 +233,7 @@ impl Resolver {
         }
         for address in found.difference(known) {
             match self.endpoint(*address) {
-                Ok(endpoint) => drop(
-                    self.addresses
-                        .send(Change::Insert(*address, endpoint))
-                        .await,
-                ),
+                Ok(endpoint) => drop(self.addresses.send(Change::Insert(*address, endpoint)).await),
                 Err(error) => {
                     tracing::error!(%address, error = chain(&error), "cannot connect to the peer")
                 }
@@ -292,11 +256,7 @@ impl Resolver {
         if scheme != "https" {
             return Ok(endpoint);
         }
-        endpoint.tls_config(
-            ClientTlsConfig::new()
-                .with_native_roots()
-                .domain_name(self.uri.host().unwrap_or_default()),
-        )
+        endpoint.tls_config(ClientTlsConfig::new().with_native_roots().domain_name(self.uri.host().unwrap_or_default()))
     }
 }
 
@@ -310,8 +270,7 @@ struct Tasks {
 impl Tasks {
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let closed = self.closed.clone();
-        self.tracker
-            .spawn(async move { closed.run_until_cancelled(task).await });
+        self.tracker.spawn(async move { closed.run_until_cancelled(task).await });
     }
 
     async fn close(&self) {
@@ -346,12 +305,7 @@ impl Error {
 
     /// Whether the peer has answered, and will not do what it was asked.
     pub fn is_refusal(&self) -> bool {
-        const AWAY: [Code; 4] = [
-            Code::Unavailable,
-            Code::DeadlineExceeded,
-            Code::ResourceExhausted,
-            Code::Cancelled,
-        ];
+        const AWAY: [Code; 4] = [Code::Unavailable, Code::DeadlineExceeded, Code::ResourceExhausted, Code::Cancelled];
         matches!(self, Self::Status(status) if !AWAY.contains(&status.code()))
     }
 
@@ -364,21 +318,15 @@ impl Error {
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let problem = match &error {
-            Error::Timeout(_) => Self::new(
-                StatusCode::GATEWAY_TIMEOUT,
-                "a service this one depends on is too slow",
-            ),
-            Error::Open => {
-                Self::unavailable("a service this one depends on is down; try again in a moment")
-            }
+            Error::Timeout(_) => Self::new(StatusCode::GATEWAY_TIMEOUT, "a service this one depends on is too slow"),
+            Error::Open => Self::unavailable("a service this one depends on is down; try again in a moment"),
             Error::Status(status) => match status.code() {
-                Code::DeadlineExceeded | Code::Cancelled => Self::new(
-                    StatusCode::GATEWAY_TIMEOUT,
-                    "a service this one depends on is too slow",
-                ),
-                Code::Unavailable | Code::ResourceExhausted => Self::unavailable(
-                    "a service this one depends on is down; try again in a moment",
-                ),
+                Code::DeadlineExceeded | Code::Cancelled => {
+                    Self::new(StatusCode::GATEWAY_TIMEOUT, "a service this one depends on is too slow")
+                }
+                Code::Unavailable | Code::ResourceExhausted => {
+                    Self::unavailable("a service this one depends on is down; try again in a moment")
+                }
                 _ => Self::new(
                     StatusCode::BAD_GATEWAY,
                     "a service this one depends on gave an answer that cannot be used",
@@ -400,8 +348,6 @@ fn status_text(status: &Status) -> String {
 
 impl std::fmt::Debug for Peer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Peer")
-            .field("timeout", &self.timeout)
-            .finish_non_exhaustive()
+        f.debug_struct("Peer").field("timeout", &self.timeout).finish_non_exhaustive()
     }
 }

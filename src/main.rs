@@ -24,7 +24,8 @@ struct Cli {
     command: Option<Command>,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 clean, 1 runtime failure, 2 bad configuration, 3 a deadline passed, 128+N a second signal.
+const EXIT_CODES: &str =
+    "Exit codes: 0 clean, 1 runtime failure, 2 bad configuration, 3 a deadline passed, 128+N a second signal.
 Settings: config/default.toml lists them all; APP__SECTION__KEY in the environment sets one.";
 
 #[derive(Subcommand)]
@@ -68,12 +69,8 @@ fn main() -> ExitCode {
             Command::Migrate => migrate(&config, control),
             Command::PreStop => ask("POST", "/drain", &config, control),
             Command::Health { probe: Probe::Live } => ask("GET", "/livez", &config, control),
-            Command::Health {
-                probe: Probe::Ready,
-            } => ask("GET", "/readyz", &config, control),
-            Command::Health {
-                probe: Probe::Startup,
-            } => ask("GET", "/startupz", &config, control),
+            Command::Health { probe: Probe::Ready } => ask("GET", "/readyz", &config, control),
+            Command::Health { probe: Probe::Startup } => ask("GET", "/startupz", &config, control),
             Command::Config | Command::Openapi => {
                 print!("{}", toml::to_string(&config)?);
                 Ok(ExitCode::SUCCESS)
@@ -82,11 +79,7 @@ fn main() -> ExitCode {
     });
     result.unwrap_or_else(|error| {
         eprintln!("{}: {error:#}", env!("CARGO_PKG_NAME"));
-        ExitCode::from(if error.is::<BadConfiguration>() {
-            BAD_CONFIGURATION
-        } else {
-            RUNTIME_FAILURE
-        })
+        ExitCode::from(if error.is::<BadConfiguration>() { BAD_CONFIGURATION } else { RUNTIME_FAILURE })
     })
 }
 
@@ -116,9 +109,7 @@ fn migrate(config: &Config, control: Control) -> anyhow::Result<ExitCode> {
             migrated?;
             tracing::info!("the schema is up to date");
         }
-        None => tracing::warn!(
-            "stopped by a signal: what was not finished was rolled back; run `migrate` again"
-        ),
+        None => tracing::warn!("stopped by a signal: what was not finished was rolled back; run `migrate` again"),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -129,9 +120,5 @@ fn ask(method: &str, path: &str, config: &Config, control: Control) -> anyhow::R
     };
     let answer = answer?;
     println!("{}", answer.body);
-    Ok(if answer.ok {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(RUNTIME_FAILURE)
-    })
+    Ok(if answer.ok { ExitCode::SUCCESS } else { ExitCode::from(RUNTIME_FAILURE) })
 }

@@ -77,24 +77,17 @@ impl Postgres {
         let options = PgConnectOptions::from_str(settings.url.reveal())?
             .application_name(env!("CARGO_PKG_NAME"))
             .options([("client_connection_check_interval", CLIENT_CHECK)])
-            .log_slow_statements(
-                tracing::log::LevelFilter::Warn,
-                settings.statement_timeout / 2,
-            );
+            .log_slow_statements(tracing::log::LevelFilter::Warn, settings.statement_timeout / 2);
         let millis = |duration: Duration| format!("{}ms", duration.as_millis());
         let bounded = options.clone().options([
             ("statement_timeout", millis(settings.statement_timeout)),
-            (
-                "idle_in_transaction_session_timeout",
-                millis(settings.statement_timeout.max(IDLE_IN_TRANSACTION)),
-            ),
+            ("idle_in_transaction_session_timeout", millis(settings.statement_timeout.max(IDLE_IN_TRANSACTION))),
         ]);
         let pool = PgPoolOptions::new()
             .max_connections(settings.max_connections)
             .acquire_timeout(settings.acquire_timeout)
             .connect_lazy_with(bounded);
-        let (statement_timeout, connect_timeout) =
-            (settings.statement_timeout, settings.acquire_timeout);
+        let (statement_timeout, connect_timeout) = (settings.statement_timeout, settings.acquire_timeout);
         Ok(Self {
             pool,
             options,
@@ -120,11 +113,8 @@ impl Postgres {
     /// As [`Postgres::run`].
     pub async fn run_for<T>(&self, timeout: Duration, work: impl Work<T>) -> Result<T, Error> {
         let timeout = timeout + MARGIN;
-        let mut lease = Lease {
-            connection: self.pool.acquire().await?,
-            abandoned: true,
-            releases: self.releases.clone(),
-        };
+        let mut lease =
+            Lease { connection: self.pool.acquire().await?, abandoned: true, releases: self.releases.clone() };
         let attempts = async {
             let mut attempts = 1;
             loop {
@@ -134,9 +124,7 @@ impl Postgres {
                 }
             }
         };
-        let result = tokio::time::timeout(timeout, attempts)
-            .await
-            .map_err(|_| Error::Silent(timeout))?;
+        let result = tokio::time::timeout(timeout, attempts).await.map_err(|_| Error::Silent(timeout))?;
         lease.abandoned = result.as_ref().is_err_and(Error::is_connections);
         result
     }
@@ -155,16 +143,8 @@ impl Postgres {
         };
         let found = schema_version(&mut connection).await?;
         *own = Some(connection);
-        let needed = MIGRATOR
-            .iter()
-            .map(|migration| migration.version)
-            .max()
-            .unwrap_or(0);
-        if found < needed {
-            Err(Error::Schema { found, needed })
-        } else {
-            Ok(())
-        }
+        let needed = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0);
+        if found < needed { Err(Error::Schema { found, needed }) } else { Ok(()) }
     }
 
     /// Applies what is missing, one transaction a migration. Replicas that do so at once wait for one another.
@@ -173,9 +153,7 @@ impl Postgres {
     /// Where the database cannot be reached, or a migration fails: then it is rolled back and named.
     pub async fn migrate(&self) -> Result<(), Error> {
         let connect = tokio::time::timeout(self.connect_timeout, self.options.connect());
-        let mut connection = connect
-            .await
-            .map_err(|_| Error::Silent(self.connect_timeout))??;
+        let mut connection = connect.await.map_err(|_| Error::Silent(self.connect_timeout))??;
         MIGRATOR.run_direct(None, &mut connection, false).await?;
         Ok(connection.close().await?)
     }
@@ -200,15 +178,9 @@ impl Postgres {
 }
 
 /// What [`Postgres::run`] runs: `move |connection| find(connection, id).boxed()`.
-pub trait Work<T>:
-    for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>>
-{
-}
+pub trait Work<T>: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> {}
 
-impl<T, W: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>>> Work<T>
-    for W
-{
-}
+impl<T, W: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>>> Work<T> for W {}
 
 /// A connection on loan from the pool.
 struct Lease {
@@ -251,13 +223,10 @@ impl Error {
     /// Whether the connection itself is of no more use: broken, or to a server that is going or has become read-only.
     fn is_connections(&self) -> bool {
         match self {
-            Self::Sqlx(sqlx::Error::Database(_)) => self.code().is_some_and(|code| {
-                code == READ_ONLY || code.starts_with("57P") || code.starts_with("08")
-            }),
-            Self::Sqlx(error) => matches!(
-                error,
-                sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_)
-            ),
+            Self::Sqlx(sqlx::Error::Database(_)) => {
+                self.code().is_some_and(|code| code == READ_ONLY || code.starts_with("57P") || code.starts_with("08"))
+            }
+            Self::Sqlx(error) => matches!(error, sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_)),
             _ => false,
         }
     }
@@ -275,9 +244,7 @@ impl Error {
         match self {
             Self::Sqlx(sqlx::Error::Database(_)) => {
                 self.is_conflict()
-                    || self
-                        .code()
-                        .is_some_and(|code| CLASSES.iter().any(|class| code.starts_with(class)))
+                    || self.code().is_some_and(|code| CLASSES.iter().any(|class| code.starts_with(class)))
             }
             Self::Sqlx(error) => matches!(
                 error,

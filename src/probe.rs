@@ -38,26 +38,18 @@ pub async fn ask(method: &str, path: &str, admin: SocketAddr) -> Result<Answer, 
     let address = loopback(admin);
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-        );
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
         stream.take(64 * 1024).read_to_string(&mut answer).await?;
         Ok(answer)
     };
-    let answer = tokio::time::timeout(TIMEOUT, exchange)
-        .await
-        .map_err(|_| ProbeError::Timeout(address))?;
+    let answer = tokio::time::timeout(TIMEOUT, exchange).await.map_err(|_| ProbeError::Timeout(address))?;
     let answer = answer.map_err(|error| ProbeError::Io(address, error))?;
-    let (head, body) = answer
-        .split_once("\r\n\r\n")
-        .ok_or(ProbeError::NotHttp(address))?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or(ProbeError::NotHttp(address))?;
     let status = head.split(' ').nth(1).ok_or(ProbeError::NotHttp(address))?;
-    Ok(Answer {
-        ok: status.starts_with('2'),
-        body: body.to_owned(),
-    })
+    Ok(Answer { ok: status.starts_with('2'), body: body.to_owned() })
 }
 
 /// An address to listen on, as one to connect to.

@@ -33,16 +33,8 @@ pub struct Admin {
 
 impl Admin {
     /// Of that service.
-    pub fn new(
-        lifecycle: &Lifecycle,
-        metrics: Metrics,
-        gauges: impl Fn() + Send + Sync + 'static,
-    ) -> Self {
-        Self {
-            lifecycle: lifecycle.clone(),
-            metrics,
-            gauges: Arc::new(gauges),
-        }
+    pub fn new(lifecycle: &Lifecycle, metrics: Metrics, gauges: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { lifecycle: lifecycle.clone(), metrics, gauges: Arc::new(gauges) }
     }
 
     /// The port's routes.
@@ -81,69 +73,36 @@ fn probe(
     checks: BTreeMap<&'static str, CheckReport>,
     vitals: Option<Vitals>,
 ) -> Response {
-    let (code, status) = if ok {
-        (StatusCode::OK, "ok")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
-    };
-    let body = Probe {
-        status,
-        phase: lifecycle.phase(),
-        checks,
-        vitals,
-    };
+    let (code, status) = if ok { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "unavailable") };
+    let body = Probe { status, phase: lifecycle.phase(), checks, vitals };
     (code, [(CACHE_CONTROL, "no-store")], axum::Json(body)).into_response()
 }
 
 /// 200 in every phase unless the process itself is beyond help.
 async fn live(State(admin): State<Admin>) -> Response {
     let vitals = admin.lifecycle.liveness().vitals();
-    probe(
-        vitals.error.is_none(),
-        &admin.lifecycle,
-        BTreeMap::new(),
-        Some(vitals),
-    )
+    probe(vitals.error.is_none(), &admin.lifecycle, BTreeMap::new(), Some(vitals))
 }
 
 /// 200 while traffic is welcome.
 async fn ready(State(admin): State<Admin>) -> Response {
-    probe(
-        admin.lifecycle.is_ready(),
-        &admin.lifecycle,
-        admin.lifecycle.readiness().report(),
-        None,
-    )
+    probe(admin.lifecycle.is_ready(), &admin.lifecycle, admin.lifecycle.readiness().report(), None)
 }
 
 /// 200 once the process runs. It waits for no dependency: a startup probe that fails restarts the pod.
 async fn startup(State(admin): State<Admin>) -> Response {
-    probe(
-        admin.lifecycle.liveness().has_started(),
-        &admin.lifecycle,
-        BTreeMap::new(),
-        None,
-    )
+    probe(admin.lifecycle.liveness().has_started(), &admin.lifecycle, BTreeMap::new(), None)
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     (admin.gauges)();
-    (
-        [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
-        admin.metrics.render(),
-    )
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], admin.metrics.render())
 }
 
 /// Begins the stop. For the pod's own preStop hook alone: whoever else can reach the port cannot stop the service.
-async fn drain(
-    State(admin): State<Admin>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
-) -> Result<Response, Problem> {
+async fn drain(State(admin): State<Admin>, ConnectInfo(peer): ConnectInfo<SocketAddr>) -> Result<Response, Problem> {
     if !peer.ip().to_canonical().is_loopback() {
-        return Err(Problem::new(
-            StatusCode::FORBIDDEN,
-            "only a process on the same host may drain this one",
-        ));
+        return Err(Problem::new(StatusCode::FORBIDDEN, "only a process on the same host may drain this one"));
     }
     admin.lifecycle.stop(Trigger::PreStop);
     Ok(axum::Json(serde_json::json!({ "phase": admin.lifecycle.phase() })).into_response())

@@ -9,11 +9,7 @@ const STYLE: &str = include_str!("status.css");
 
 /// The page as it is now.
 pub(super) fn page(lifecycle: &Lifecycle) -> String {
-    let (name, version, commit) = (
-        env!("CARGO_PKG_NAME"),
-        env!("CARGO_PKG_VERSION"),
-        env!("BUILD_COMMIT"),
-    );
+    let (name, version, commit) = (env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"), env!("BUILD_COMMIT"));
     let phase = lifecycle.phase();
     let verdict = match lifecycle.is_ready() {
         true => ("ok", "ready for traffic"),
@@ -21,12 +17,7 @@ pub(super) fn page(lifecycle: &Lifecycle) -> String {
         false if phase == Phase::Starting => ("wait", "waiting for what it depends on"),
         false => ("wait", "leaving; finishing what is under way"),
     };
-    let (phases, checks, in_flight, steps) = (
-        phases(phase),
-        checks(lifecycle),
-        in_flight(lifecycle),
-        steps(lifecycle),
-    );
+    let (phases, checks, in_flight, steps) = (phases(phase), checks(lifecycle), in_flight(lifecycle), steps(lifecycle));
     let vitals = lifecycle.liveness().vitals();
     let memory = bytesize::ByteSize::b(vitals.resident_memory);
     let tasks = vitals.tasks;
@@ -64,15 +55,9 @@ fn checks(lifecycle: &Lifecycle) -> String {
     let mut rows = String::new();
     for (name, check) in lifecycle.readiness().report() {
         let class = if check.passes() { "ok" } else { "bad" };
-        let policy = if check.required {
-            "required"
-        } else {
-            "advisory"
-        };
+        let policy = if check.required { "required" } else { "advisory" };
         let error = escape(check.error.as_deref().unwrap_or("–"));
-        let age = check
-            .age
-            .map_or_else(|| "–".to_owned(), |age| format!("{age:.1} s"));
+        let age = check.age.map_or_else(|| "–".to_owned(), |age| format!("{age:.1} s"));
         let status = check.status;
         let _ = write!(
             rows,
@@ -83,13 +68,7 @@ fn checks(lifecycle: &Lifecycle) -> String {
 }
 
 fn in_flight(lifecycle: &Lifecycle) -> String {
-    let cell = |kind: Kind| {
-        format!(
-            "<th>{}<td class=\"n\">{}",
-            kind.name(),
-            lifecycle.in_flight().count(kind)
-        )
-    };
+    let cell = |kind: Kind| format!("<th>{}<td class=\"n\">{}", kind.name(), lifecycle.in_flight().count(kind));
     Kind::ALL.map(cell).concat()
 }
 
@@ -97,15 +76,9 @@ fn steps(lifecycle: &Lifecycle) -> String {
     let mut rows = String::new();
     for step in lifecycle.steps() {
         let (class, outcome, took) = match (step.ended, step.began) {
-            (Some((outcome, took)), _) => (
-                if outcome == Outcome::Done {
-                    "ok"
-                } else {
-                    "bad"
-                },
-                outcome.name(),
-                seconds(took),
-            ),
+            (Some((outcome, took)), _) => {
+                (if outcome == Outcome::Done { "ok" } else { "bad" }, outcome.name(), seconds(took))
+            }
             (None, Some(began)) => ("wait", "running", seconds(began.elapsed())),
             (None, None) => ("ahead", "–", "–".to_owned()),
         };
@@ -123,7 +96,5 @@ fn seconds(duration: Duration) -> String {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

@@ -30,11 +30,7 @@ pub struct Fault {
 
 impl Fault {
     fn new(setting: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self {
-            setting: setting.into(),
-            given: None,
-            problem: problem.into(),
-        }
+        Self { setting: setting.into(), given: None, problem: problem.into() }
     }
 }
 
@@ -51,12 +47,7 @@ impl fmt::Display for InvalidConfig {
             1 => writeln!(f, "one setting is wrong:")?,
             n => writeln!(f, "{n} settings are wrong:")?,
         }
-        for Fault {
-            setting,
-            given,
-            problem,
-        } in &self.faults
-        {
+        for Fault { setting, given, problem } in &self.faults {
             match given {
                 Some(given) => writeln!(f, "  {setting} is {given}: {problem}")?,
                 None => writeln!(f, "  {setting}: {problem}")?,
@@ -72,26 +63,21 @@ impl Config {
     /// # Errors
     /// Every unknown key, wrong type, value out of range and impossible combination, together.
     pub fn load() -> Result<Self, InvalidConfig> {
-        Self::from_env(std::env::vars_os().map(|(name, value)| {
-            (
-                name.to_string_lossy().into_owned(),
-                value.to_string_lossy().into_owned(),
-            )
-        }))
+        Self::from_env(
+            std::env::vars_os()
+                .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())),
+        )
     }
 
     fn from_env(env: impl Iterator<Item = (String, String)>) -> Result<Self, InvalidConfig> {
         let mut faults = Vec::new();
         let env = Env::read(env, &mut faults);
 
-        let defaults = read(&File::from_str(DEFAULTS, FileFormat::Toml))
-            .expect("the compiled-in defaults are valid TOML");
+        let defaults =
+            read(&File::from_str(DEFAULTS, FileFormat::Toml)).expect("the compiled-in defaults are valid TOML");
         let known: Vec<String> = flatten(&defaults).into_keys().collect();
         let mut settings = defaults.clone();
-        for layer in [env.file_layer(&mut faults), env.variables_layer()]
-            .into_iter()
-            .flatten()
-        {
+        for layer in [env.file_layer(&mut faults), env.variables_layer()].into_iter().flatten() {
             for (setting, value) in flatten(&layer) {
                 match known.contains(&setting) {
                     true => put(&mut settings, &setting, value),
@@ -105,23 +91,15 @@ impl Config {
                 Ok(config) => break config,
                 Err(error) => {
                     let setting = error.path().to_string();
-                    let default = get(&defaults, &setting)
-                        .expect("each field of Config has its default in default.toml");
-                    faults.push(wrong_type(
-                        &setting,
-                        get(&settings, &setting),
-                        error.inner(),
-                    ));
+                    let default =
+                        get(&defaults, &setting).expect("each field of Config has its default in default.toml");
+                    faults.push(wrong_type(&setting, get(&settings, &setting), error.inner()));
                     put(&mut settings, &setting, default.clone());
                 }
             }
         };
         config.check(&mut faults);
-        if faults.is_empty() {
-            Ok(config)
-        } else {
-            Err(InvalidConfig { faults })
-        }
+        if faults.is_empty() { Ok(config) } else { Err(InvalidConfig { faults }) }
     }
 }
 
@@ -139,15 +117,9 @@ impl Env {
         for (name, value) in env {
             let (name, value) = match (is_ours(&name), name.strip_suffix("_FILE")) {
                 (true, Some(setting)) => match std::fs::read_to_string(&value) {
-                    Ok(content) => (
-                        setting.to_owned(),
-                        content.trim_end_matches(['\r', '\n']).to_owned(),
-                    ),
+                    Ok(content) => (setting.to_owned(), content.trim_end_matches(['\r', '\n']).to_owned()),
                     Err(error) => {
-                        faults.push(Fault::new(
-                            name,
-                            format!("cannot read the file {value}: {error}"),
-                        ));
+                        faults.push(Fault::new(name, format!("cannot read the file {value}: {error}")));
                         continue;
                     }
                 },
@@ -163,26 +135,17 @@ impl Env {
                         problem: "allowed is 1 to 65535".to_owned(),
                     });
                 }
-                _ if name.starts_with("APP__") => {
-                    if variables.insert(name.clone(), value).is_some() {
-                        faults.push(Fault::new(
-                            &name,
-                            format!("set twice, here and by {name}_FILE: remove one"),
-                        ));
-                    }
+                _ if name.starts_with("APP__") && variables.insert(name.clone(), value).is_some() => {
+                    let problem = format!("set twice, here and by {name}_FILE: remove one");
+                    faults.push(Fault::new(name, problem));
                 }
                 _ => {}
             }
         }
         if let Some(url) = database_url {
-            variables
-                .entry("APP__DATABASE__URL".to_owned())
-                .or_insert(url);
+            variables.entry("APP__DATABASE__URL".to_owned()).or_insert(url);
         }
-        Self {
-            config_file,
-            variables,
-        }
+        Self { config_file, variables }
     }
 
     fn file_layer(&self, faults: &mut Vec<Fault>) -> Option<Value> {
@@ -191,12 +154,7 @@ impl Env {
             Ok(content) => match read(&File::from_str(&content, FileFormat::Toml)) {
                 Ok(layer) => return Some(layer),
                 // the first line names the place; the next ones quote the file, secrets and all
-                Err(error) => error
-                    .to_string()
-                    .lines()
-                    .next()
-                    .unwrap_or_default()
-                    .to_owned(),
+                Err(error) => error.to_string().lines().next().unwrap_or_default().to_owned(),
             },
             Err(error) => format!("cannot read the file {path}: {error}"),
         };
@@ -205,10 +163,8 @@ impl Env {
     }
 
     fn variables_layer(&self) -> Option<Value> {
-        let source = Environment::with_prefix("APP")
-            .prefix_separator("__")
-            .separator("__")
-            .source(Some(self.variables.clone()));
+        let source =
+            Environment::with_prefix("APP").prefix_separator("__").separator("__").source(Some(self.variables.clone()));
         read(&source).ok()
     }
 }
@@ -217,13 +173,8 @@ fn is_ours(name: &str) -> bool {
     name.starts_with("APP__") || name.starts_with("DATABASE_URL")
 }
 
-fn read<S: Source + Send + Sync + Clone + 'static>(
-    source: &S,
-) -> Result<Value, config::ConfigError> {
-    Ok(config::Config::builder()
-        .add_source(source.clone())
-        .build()?
-        .cache)
+fn read<S: Source + Send + Sync + Clone + 'static>(source: &S) -> Result<Value, config::ConfigError> {
+    Ok(config::Config::builder().add_source(source.clone()).build()?.cache)
 }
 
 /// Every value below `tree` that is not a table, by its dotted path.
@@ -233,42 +184,35 @@ fn flatten(tree: &Value) -> BTreeMap<String, Value> {
     };
     let below = |(key, value): (&String, &Value)| {
         let key = key.clone();
-        flatten(value)
-            .into_iter()
-            .map(move |(path, value)| match path.is_empty() {
-                true => (key.clone(), value),
-                false => (format!("{key}.{path}"), value),
-            })
+        flatten(value).into_iter().map(move |(path, value)| match path.is_empty() {
+            true => (key.clone(), value),
+            false => (format!("{key}.{path}"), value),
+        })
     };
     table.iter().flat_map(below).collect()
 }
 
 fn get<'a>(tree: &'a Value, path: &str) -> Option<&'a Value> {
-    path.split('.')
-        .try_fold(tree, |node, key| match &node.kind {
-            ValueKind::Table(table) => table.get(key),
-            _ => None,
-        })
+    path.split('.').try_fold(tree, |node, key| match &node.kind {
+        ValueKind::Table(table) => table.get(key),
+        _ => None,
+    })
 }
 
 /// Sets the value at `path`, whose tables exist: only known settings are put.
 fn put(tree: &mut Value, path: &str, value: Value) {
-    let slot = path
-        .split('.')
-        .try_fold(tree, |node, key| match &mut node.kind {
-            ValueKind::Table(table) => table.get_mut(key),
-            _ => None,
-        });
+    let slot = path.split('.').try_fold(tree, |node, key| match &mut node.kind {
+        ValueKind::Table(table) => table.get_mut(key),
+        _ => None,
+    });
     if let Some(slot) = slot {
         *slot = value;
     }
 }
 
 fn unknown(setting: &str, known: &[String]) -> Fault {
-    let nearest = known
-        .iter()
-        .map(|name| (strsim::jaro_winkler(name, setting), name))
-        .max_by(|a, b| a.0.total_cmp(&b.0));
+    let nearest =
+        known.iter().map(|name| (strsim::jaro_winkler(name, setting), name)).max_by(|a, b| a.0.total_cmp(&b.0));
     match nearest {
         Some((likeness, name)) if likeness > 0.8 => {
             Fault::new(setting, format!("no such setting; did you mean {name}?"))
@@ -287,11 +231,7 @@ fn wrong_type(setting: &str, given: Option<&Value>, error: &config::ConfigError)
         config::ConfigError::Message(message) => message.clone(),
         other => other.to_string(),
     };
-    Fault {
-        setting: setting.to_owned(),
-        given: Some(given),
-        problem,
-    }
+    Fault { setting: setting.to_owned(), given: Some(given), problem }
 }
 
 #[cfg(test)]
@@ -300,20 +240,14 @@ mod tests {
 
     fn load(env: &[(&str, &str)]) -> Result<Config, InvalidConfig> {
         let url = ("DATABASE_URL", "postgres://me:secret@db/orders");
-        let env = env
-            .iter()
-            .chain([&url])
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let env = env.iter().chain([&url]).map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         Config::from_env(env.collect::<Vec<_>>().into_iter())
     }
 
     #[test]
     fn defaults_need_only_a_database() {
         let config = load(&[]).expect("the defaults are valid");
-        assert_eq!(
-            config.database.url.reveal(),
-            "postgres://me:secret@db/orders"
-        );
+        assert_eq!(config.database.url.reveal(), "postgres://me:secret@db/orders");
         assert!(!format!("{config:?}").contains("secret"));
     }
 
@@ -327,26 +261,12 @@ mod tests {
             ("APP__LIFECYCLE__DEADLINE", "3s"),
         ])
         .expect_err("five settings are wrong");
-        let settings: Vec<_> = error
-            .faults
-            .iter()
-            .map(|fault| fault.setting.as_str())
-            .collect();
-        for setting in [
-            "http.max_connections",
-            "http.idle_timeout",
-            "http.adress",
-            "readiness.postgres",
-            "lifecycle.deadline",
-        ] {
-            assert!(
-                settings.contains(&setting),
-                "{setting} is missing from {error}"
-            );
+        let settings: Vec<_> = error.faults.iter().map(|fault| fault.setting.as_str()).collect();
+        for setting in
+            ["http.max_connections", "http.idle_timeout", "http.adress", "readiness.postgres", "lifecycle.deadline"]
+        {
+            assert!(settings.contains(&setting), "{setting} is missing from {error}");
         }
-        assert!(
-            error.to_string().contains("did you mean http.address?"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("did you mean http.address?"), "{error}");
     }
 }

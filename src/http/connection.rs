@@ -62,14 +62,7 @@ impl Connection {
         place: Option<OwnedSemaphorePermit>,
     ) -> Self {
         let (stream, traffic) = (Arc::new(stream), Arc::new(Traffic::new()));
-        Self {
-            stream,
-            peer,
-            traffic,
-            shared,
-            router,
-            _place: place,
-        }
+        Self { stream, peer, traffic, shared, router, _place: place }
     }
 
     /// Serves it until it ends or is cut.
@@ -94,10 +87,7 @@ impl Connection {
             while first.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&first) {
                 self.stream.readable().await.ok()?;
                 let mut bytes = [0; HTTP2_PREFACE.len()];
-                match self
-                    .stream
-                    .try_read(&mut bytes[..HTTP2_PREFACE.len() - first.len()])
-                {
+                match self.stream.try_read(&mut bytes[..HTTP2_PREFACE.len() - first.len()]) {
                     Ok(0) => break,
                     Ok(count) => first.extend_from_slice(&bytes[..count]),
                     Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
@@ -123,10 +113,7 @@ impl Connection {
         let wire = self.wire(first, true);
         let service = hyper::service::service_fn(|request| self.call(request));
         let mut builder = http1::Builder::new();
-        builder
-            .timer(TokioTimer::new())
-            .max_buf_size(MAX_HEAD)
-            .half_close(false);
+        builder.timer(TokioTimer::new()).max_buf_size(MAX_HEAD).half_close(false);
         let mut connection = pin!(builder.serve_connection(wire, service).with_upgrades());
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
@@ -180,13 +167,7 @@ impl Connection {
 
     fn wire(&self, first: Vec<u8>, by_heads: bool) -> Wire {
         let write_timeout = self.shared.limits.request_timeout;
-        Wire::new(
-            Arc::clone(&self.stream),
-            Arc::clone(&self.traffic),
-            first,
-            by_heads,
-            write_timeout,
-        )
+        Wire::new(Arc::clone(&self.stream), Arc::clone(&self.traffic), first, by_heads, write_timeout)
     }
 
     async fn call(
@@ -197,29 +178,18 @@ impl Connection {
         let chunked = headers.contains_key(TRANSFER_ENCODING);
         // hyper lets chunked win over a length; a proxy before us might not, and see another request than we do
         let ambiguous = chunked && headers.contains_key(CONTENT_LENGTH);
-        self.traffic.request(if chunked {
-            None
-        } else {
-            request.body().size_hint().exact()
-        });
+        self.traffic.request(if chunked { None } else { request.body().size_hint().exact() });
         let counted = Counted(Arc::clone(&self.traffic));
         let response = match ambiguous {
-            true => Problem::new(
-                StatusCode::BAD_REQUEST,
-                "Content-Length and Transfer-Encoding exclude each other",
-            )
-            .into_response(),
+            true => Problem::new(StatusCode::BAD_REQUEST, "Content-Length and Transfer-Encoding exclude each other")
+                .into_response(),
             false => answer(self.router.clone(), request, self.peer).await,
         };
         let mut response = response.map(|body| Guarded::new(body, counted));
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             self.traffic.upgraded();
-        } else if ambiguous
-            || (version <= Version::HTTP_11 && self.shared.is_stopping() && !self.next_waits())
-        {
-            response
-                .headers_mut()
-                .insert(CONNECTION, HeaderValue::from_static("close"));
+        } else if ambiguous || (version <= Version::HTTP_11 && self.shared.is_stopping() && !self.next_waits()) {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         Ok(response)
     }
@@ -239,10 +209,7 @@ impl Connection {
                     if calm <= Instant::now() && !has_unread(&self.stream) {
                         return;
                     }
-                    tokio::time::sleep_until(
-                        calm.max(Instant::now() + Duration::from_millis(5)).into(),
-                    )
-                    .await;
+                    tokio::time::sleep_until(calm.max(Instant::now() + Duration::from_millis(5)).into()).await;
                 }
                 Activity::Idle(since) => {
                     let until = since + self.shared.limits.idle_timeout;
@@ -250,15 +217,13 @@ impl Connection {
                         count_timeout("idle");
                         return;
                     }
-                    self.until(until.max(Instant::now() + Duration::from_millis(5)))
-                        .await;
+                    self.until(until.max(Instant::now() + Duration::from_millis(5))).await;
                 }
                 Activity::Head(_) | Activity::Busy if self.shared.draining.is_cancelled() => {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 Activity::Head(_) | Activity::Busy => {
-                    self.until(Instant::now() + self.shared.limits.idle_timeout)
-                        .await
+                    self.until(Instant::now() + self.shared.limits.idle_timeout).await
                 }
                 Activity::Upgraded => std::future::pending().await,
             }
@@ -288,12 +253,8 @@ impl Connection {
                 Activity::Idle(since) if since.elapsed() >= self.shared.limits.idle_timeout => {
                     return count_timeout("idle");
                 }
-                Activity::Idle(since) | Activity::Head(since) => {
-                    since + self.shared.limits.idle_timeout
-                }
-                Activity::Busy | Activity::Upgraded => {
-                    Instant::now() + self.shared.limits.idle_timeout
-                }
+                Activity::Idle(since) | Activity::Head(since) => since + self.shared.limits.idle_timeout,
+                Activity::Busy | Activity::Upgraded => Instant::now() + self.shared.limits.idle_timeout,
             };
             self.until(until).await;
         }
@@ -308,28 +269,19 @@ impl Connection {
             if silent >= patience && !matches!(self.traffic.activity(), Activity::Busy) {
                 return;
             }
-            tokio::time::sleep(
-                patience
-                    .saturating_sub(silent)
-                    .max(Duration::from_millis(50)),
-            )
-            .await;
+            tokio::time::sleep(patience.saturating_sub(silent).max(Duration::from_millis(50))).await;
         }
     }
 
     /// Sleeps until then, or until the drain begins.
     async fn until(&self, until: Instant) {
-        self.shared
-            .draining
-            .run_until_cancelled(tokio::time::sleep_until(until.into()))
-            .await;
+        self.shared.draining.run_until_cancelled(tokio::time::sleep_until(until.into())).await;
     }
 
     /// Says so while there is somebody to say it to: nothing of an answer has been written yet.
     async fn time_out_head(&self) {
         count_timeout("head");
-        let answer =
-            b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        let answer = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
         let _ = self.stream.try_write(answer);
         let _ = SockRef::from(&*self.stream).shutdown(Shutdown::Write);
         self.linger().await;
@@ -362,17 +314,10 @@ fn count_timeout(bound: &'static str) {
     metrics::counter!("http_server_timeouts_total", "bound" => bound).increment(1);
 }
 
-async fn answer(
-    router: Router,
-    request: hyper::Request<hyper::body::Incoming>,
-    peer: SocketAddr,
-) -> Response {
+async fn answer(router: Router, request: hyper::Request<hyper::body::Incoming>, peer: SocketAddr) -> Response {
     let mut request = request.map(Body::new);
     request.extensions_mut().insert(ConnectInfo(peer));
-    router
-        .oneshot(request)
-        .await
-        .unwrap_or_else(|never: Infallible| match never {})
+    router.oneshot(request).await.unwrap_or_else(|never: Infallible| match never {})
 }
 
 /// A request that is under way on its connection until this is dropped, with the last byte of its answer.

@@ -25,11 +25,7 @@ pub fn documented<S: Clone + Send + Sync + 'static>(api: OpenApiRouter<S>) -> Ro
 
 fn split<S: Clone + Send + Sync + 'static>(api: OpenApiRouter<S>) -> (Router<S>, OpenApi) {
     let (router, mut openapi) = api.split_for_parts();
-    let info = InfoBuilder::new()
-        .title(env!("CARGO_PKG_NAME"))
-        .version(env!("CARGO_PKG_VERSION"));
-    openapi.info = info
-        .description(Some(env!("CARGO_PKG_DESCRIPTION")))
-        .build();
+    let info = InfoBuilder::new().title(env!("CARGO_PKG_NAME")).version(env!("CARGO_PKG_VERSION"));
+    openapi.info = info.description(Some(env!("CARGO_PKG_DESCRIPTION"))).build();
     (router, openapi)
 }

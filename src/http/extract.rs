@@ -36,32 +36,23 @@ impl From<JsonRejection> for Problem {
     fn from(rejection: JsonRejection) -> Self {
         match &rejection {
             JsonRejection::JsonDataError(error) => match path_error(error) {
-                Some(error) => Self::field(
-                    error.path().to_string(),
-                    without_place(&error.inner().to_string()),
-                ),
+                Some(error) => Self::field(error.path().to_string(), without_place(&error.inner().to_string())),
                 None => Self::new(StatusCode::UNPROCESSABLE_ENTITY, rejection.body_text()),
             },
-            JsonRejection::JsonSyntaxError(_) => {
-                Self::new(StatusCode::BAD_REQUEST, "the body is not valid JSON")
+            JsonRejection::JsonSyntaxError(_) => Self::new(StatusCode::BAD_REQUEST, "the body is not valid JSON"),
+            JsonRejection::MissingJsonContentType(_) => {
+                Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send the body as Content-Type: application/json")
             }
-            JsonRejection::MissingJsonContentType(_) => Self::new(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "send the body as Content-Type: application/json",
-            ),
-            other if other.status() == StatusCode::PAYLOAD_TOO_LARGE => Self::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "the body is larger than this service takes",
-            ),
+            other if other.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than this service takes")
+            }
             other => Self::new(other.status(), "the body could not be read"),
         }
     }
 }
 
 /// Which field it was, from under axum's own error.
-fn path_error<'a>(
-    error: &'a (dyn Error + 'static),
-) -> Option<&'a serde_path_to_error::Error<serde_json::Error>> {
+fn path_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a serde_path_to_error::Error<serde_json::Error>> {
     let mut sources = std::iter::successors(Some(error), |&error| error.source());
     sources.find_map(|error| error.downcast_ref())
 }

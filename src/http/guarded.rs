@@ -14,10 +14,7 @@ pub(super) struct Guarded<Guard> {
 
 impl<Guard> Guarded<Guard> {
     pub(super) fn new(body: Body, guard: Guard) -> Self {
-        Self {
-            body,
-            _guard: guard,
-        }
+        Self { body, _guard: guard }
     }
 }
 
@@ -25,10 +22,7 @@ impl<Guard: Unpin> http_body::Body for Guarded<Guard> {
     type Data = bytes::Bytes;
     type Error = axum::Error;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         Pin::new(&mut self.get_mut().body).poll_frame(cx)
     }
 

@@ -72,10 +72,7 @@ impl Middleware {
     pub fn around(&self, router: Router) -> Router {
         router
             .layer(map_response(form))
-            .layer((
-                DefaultBodyLimit::disable(),
-                RequestBodyLimitLayer::new(self.body_limit),
-            ))
+            .layer((DefaultBodyLimit::disable(), RequestBodyLimitLayer::new(self.body_limit)))
             .layer(CatchPanicLayer::custom(panicked))
             .layer(from_fn_with_state(self.clone(), time))
             .layer(from_fn_with_state(self.clone(), admit))
@@ -99,10 +96,7 @@ struct Exchange {
 
 impl Exchange {
     fn new(request: &Request, in_flight: &InFlight) -> Self {
-        let peer = request
-            .extensions()
-            .get()
-            .map_or_else(|| SocketAddr::from(([0; 4], 0)), |ConnectInfo(peer)| *peer);
+        let peer = request.extensions().get().map_or_else(|| SocketAddr::from(([0; 4], 0)), |ConnectInfo(peer)| *peer);
         let route = request.extensions().get::<MatchedPath>().cloned();
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let request_id = request_id(request.headers());
@@ -120,38 +114,22 @@ impl Exchange {
         );
         telemetry::traces::continue_from(&span, request.headers());
         let (version, began) = (request.version(), Instant::now());
-        Self {
-            method,
-            route,
-            path,
-            version,
-            peer,
-            request_id,
-            began,
-            status: None,
-            guard,
-            span,
-        }
+        Self { method, route, path, version, peer, request_id, began, status: None, guard, span }
     }
 
     /// The head of the answer is there.
     fn answered(&mut self, response: &Response) {
         self.status = Some(response.status());
-        self.span
-            .record("http.response.status_code", response.status().as_u16());
+        self.span.record("http.response.status_code", response.status().as_u16());
         if is_event_stream(response) {
             self.guard.turn_into(Kind::Sse);
         }
         let labels = [
             ("http_request_method", method_label(&self.method).to_owned()),
             ("http_route", self.route().to_owned()),
-            (
-                "http_response_status_code",
-                response.status().as_str().to_owned(),
-            ),
+            ("http_response_status_code", response.status().as_str().to_owned()),
         ];
-        metrics::histogram!("http_server_request_duration_seconds", &labels)
-            .record(self.began.elapsed());
+        metrics::histogram!("http_server_request_duration_seconds", &labels).record(self.began.elapsed());
     }
 
     fn route(&self) -> &str {
@@ -183,9 +161,7 @@ async fn observe(State(middleware): State<Middleware>, request: Request, next: N
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, exchange.request_id.clone());
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers
-        .entry(CACHE_CONTROL)
-        .or_insert(HeaderValue::from_static("no-store"));
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response.map(|body| Body::new(Guarded::new(body, exchange)))
 }
 
@@ -194,8 +170,7 @@ async fn observe(State(middleware): State<Middleware>, request: Request, next: N
 async fn admit(State(middleware): State<Middleware>, request: Request, next: Next) -> Response {
     let Ok(place) = middleware.admission.try_acquire_owned() else {
         metrics::counter!("http_server_shed_total", "reason" => "max_in_flight").increment(1);
-        return Problem::unavailable("too many requests are under way; try again in a moment")
-            .into_response();
+        return Problem::unavailable("too many requests are under way; try again in a moment").into_response();
     };
     let response = next.run(request).await;
     match is_event_stream(&response) || response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -208,11 +183,8 @@ async fn admit(State(middleware): State<Middleware>, request: Request, next: Nex
 async fn time(State(middleware): State<Middleware>, mut request: Request, next: Next) -> Response {
     let timeout = middleware.request_timeout;
     request.extensions_mut().insert(Deadline::after(timeout));
-    let is_read = Arc::new(AtomicBool::new(http_body::Body::is_end_stream(
-        request.body(),
-    )));
-    let request =
-        request.map(|body| Body::new(Guarded::new(body, SetOnDrop(Arc::clone(&is_read)))));
+    let is_read = Arc::new(AtomicBool::new(http_body::Body::is_end_stream(request.body())));
+    let request = request.map(|body| Body::new(Guarded::new(body, SetOnDrop(Arc::clone(&is_read)))));
     match tokio::time::timeout(timeout, next.run(request)).await {
         Ok(response) => response,
         Err(_elapsed) if is_read.load(Ordering::Relaxed) => {
@@ -225,10 +197,7 @@ async fn time(State(middleware): State<Middleware>, mut request: Request, next: 
         }
         Err(_elapsed) => {
             metrics::counter!("http_server_timeouts_total", "bound" => "body").increment(1);
-            let problem = Problem::new(
-                StatusCode::REQUEST_TIMEOUT,
-                "the body took too long to arrive",
-            );
+            let problem = Problem::new(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive");
             ([(CONNECTION, "close")], problem).into_response()
         }
     }
@@ -243,50 +212,31 @@ impl Drop for SetOnDrop {
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "the layer asks for this signature")]
 fn panicked(panic: Box<dyn Any + Send>) -> Response {
-    let message = panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied());
-    tracing::error!(
-        message = message.unwrap_or("no message"),
-        "a handler panicked"
-    );
+    let message = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    tracing::error!(message = message.unwrap_or("no message"), "a handler panicked");
     Problem::internal().into_response()
 }
 
 fn is_event_stream(response: &Response) -> bool {
-    response
-        .headers()
-        .get(CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
+    response.headers().get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
 }
 
 /// The caller's own id where it is fit to be logged, else a new one.
 fn request_id(headers: &HeaderMap) -> HeaderValue {
-    let fit = |id: &&HeaderValue| {
-        (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
-    };
-    headers
-        .get(REQUEST_ID)
-        .filter(fit)
-        .cloned()
-        .unwrap_or_else(|| {
-            HeaderValue::from_str(&uuid::Uuid::now_v7().to_string())
-                .expect("a UUID is a valid header value")
-        })
+    let fit = |id: &&HeaderValue| (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
+    headers.get(REQUEST_ID).filter(fit).cloned().unwrap_or_else(|| {
+        HeaderValue::from_str(&uuid::Uuid::now_v7().to_string()).expect("a UUID is a valid header value")
+    })
 }
 
 /// A method nobody knows must not become a label each (OpenTelemetry: `_OTHER`).
 fn method_label(method: &Method) -> &str {
     match *method {
-        Method::GET
-        | Method::HEAD
-        | Method::POST
-        | Method::PUT
-        | Method::PATCH
-        | Method::DELETE
-        | Method::OPTIONS => method.as_str(),
+        Method::GET | Method::HEAD | Method::POST | Method::PUT | Method::PATCH | Method::DELETE | Method::OPTIONS => {
+            method.as_str()
+        }
         _ => "_OTHER",
     }
 }

@@ -38,24 +38,13 @@ struct Errors {
 impl Problem {
     /// `detail` is for the caller: what is wrong, and what to do.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self {
-            status,
-            detail: detail.into(),
-            errors: Vec::new(),
-            retry_after: None,
-        }
+        Self { status, detail: detail.into(), errors: Vec::new(), retry_after: None }
     }
 
     /// 422, naming the field.
     pub fn field(field: impl Into<String>, detail: impl Into<String>) -> Self {
-        let error = FieldError {
-            field: field.into(),
-            detail: detail.into(),
-        };
-        let mut problem = Self::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            format!("{}: {}", error.field, error.detail),
-        );
+        let error = FieldError { field: field.into(), detail: detail.into() };
+        let mut problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, format!("{}: {}", error.field, error.detail));
         problem.errors.push(error);
         problem
     }
@@ -86,14 +75,10 @@ impl IntoResponse for Problem {
         let details = ProblemDetails::from_status_code(self.status)
             .with_type(ProblemType::default())
             .with_detail(self.detail)
-            .with_extensions(Errors {
-                errors: self.errors,
-            });
+            .with_extensions(Errors { errors: self.errors });
         let mut response = JsonProblemDetails::from(details).into_response();
         if let Some(after) = self.retry_after {
-            response
-                .headers_mut()
-                .insert(RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
         }
         response
     }
@@ -103,20 +88,13 @@ impl IntoResponse for Problem {
 pub(super) async fn form(response: Response) -> Response {
     let status = response.status();
     let is_error = status.is_client_error() || status.is_server_error();
-    let is_problem = response
-        .headers()
-        .get(CONTENT_TYPE)
-        .is_some_and(|value| value == "application/problem+json");
+    let is_problem = response.headers().get(CONTENT_TYPE).is_some_and(|value| value == "application/problem+json");
     if !is_error || is_problem {
         return response;
     }
     let detail = match status {
-        StatusCode::NOT_FOUND => {
-            "there is nothing at this path; GET /openapi.json lists what there is"
-        }
-        StatusCode::METHOD_NOT_ALLOWED => {
-            "this path does not take that method; the Allow header lists those it does"
-        }
+        StatusCode::NOT_FOUND => "there is nothing at this path; GET /openapi.json lists what there is",
+        StatusCode::METHOD_NOT_ALLOWED => "this path does not take that method; the Allow header lists those it does",
         StatusCode::PAYLOAD_TOO_LARGE => "the body is larger than this service takes",
         _ => status.canonical_reason().unwrap_or("error"),
     };

@@ -49,9 +49,7 @@ impl From<&config::Http> for Limits {
 
 /// The address cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "cannot listen on {address} for {server}: {source}; is another process on it? Set {setting}"
-)]
+#[error("cannot listen on {address} for {server}: {source}; is another process on it? Set {setting}")]
 pub struct BindError {
     server: &'static str,
     setting: String,
@@ -129,12 +127,7 @@ impl Server {
             connections: TaskTracker::new(),
             limits,
         };
-        Ok(Self {
-            name,
-            address,
-            socket: Arc::new(Mutex::new(Some(socket))),
-            shared: Arc::new(shared),
-        })
+        Ok(Self { name, address, socket: Arc::new(Mutex::new(Some(socket))), shared: Arc::new(shared) })
     }
 
     /// Where it listens, or will.
@@ -144,10 +137,7 @@ impl Server {
 
     /// Tells streams when to end.
     pub fn drain_signal(&self) -> Drain {
-        Drain {
-            draining: self.shared.draining.clone(),
-            cut: self.shared.cut.clone(),
-        }
+        Drain { draining: self.shared.draining.clone(), cut: self.shared.cut.clone() }
     }
 
     /// Listens and serves on the current runtime. Does nothing the second time, or once the stop has begun.
@@ -155,11 +145,7 @@ impl Server {
     /// # Errors
     /// Where the system has no file descriptors left.
     pub fn serve(&self, router: Router) -> io::Result<()> {
-        let socket = self
-            .socket
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(socket) = socket.filter(|_| !self.shared.stop_accepting.is_cancelled()) else {
             return Ok(());
         };
@@ -167,9 +153,7 @@ impl Server {
         let listener = TcpListener::from_std(socket.into())?;
         tracing::info!(server = self.name, address = %self.address, "listening");
         let shared = Arc::clone(&self.shared);
-        self.shared
-            .accepting
-            .spawn(async move { shared.accept(listener, router).await });
+        self.shared.accepting.spawn(async move { shared.accept(listener, router).await });
         Ok(())
     }
 
@@ -193,19 +177,14 @@ impl Server {
         self.shared.connections.close();
         self.shared.connections.wait().await;
         // a WebSocket has left its connection behind
-        self.shared
-            .lifecycle
-            .in_flight()
-            .none_of(&Kind::PUBLIC)
-            .await;
+        self.shared.lifecycle.in_flight().none_of(&Kind::PUBLIC).await;
     }
 
     /// Ends what is left, and names it.
     pub fn cut(&self) {
         let in_flight = self.shared.lifecycle.in_flight();
         for kind in Kind::PUBLIC {
-            metrics::counter!("http_server_cut_total", "kind" => kind.name())
-                .increment(in_flight.count(kind) as u64);
+            metrics::counter!("http_server_cut_total", "kind" => kind.name()).increment(in_flight.count(kind) as u64);
         }
         for left in in_flight.list() {
             tracing::error!(left, "cut: it outlasted its budget");
@@ -228,8 +207,7 @@ impl Shared {
     async fn accept(self: Arc<Self>, listener: TcpListener, router: Router) {
         let stop = self.stop_accepting.clone();
         let serve = |stream, peer, place| {
-            let connection =
-                Connection::new(stream, peer, Arc::clone(&self), router.clone(), place);
+            let connection = Connection::new(stream, peer, Arc::clone(&self), router.clone(), place);
             self.connections.spawn(connection.serve());
         };
         stop.run_until_cancelled(async {
@@ -262,9 +240,7 @@ impl Shared {
             return;
         };
         while let Ok((stream, peer)) = listener.accept() {
-            let stream = stream
-                .set_nonblocking(true)
-                .and_then(|()| TcpStream::from_std(stream));
+            let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
             if let Ok(stream) = stream {
                 serve(stream, peer, None);
             }
@@ -294,12 +270,8 @@ fn refuse_handshakes(listener: &TcpListener) -> io::Result<()> {
 /// A connection that broke before it was accepted is nothing; running out of descriptors or memory needs a pause.
 async fn recover(error: &io::Error) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
-    metrics::counter!("http_server_accept_errors_total", "error" => error.kind().to_string())
-        .increment(1);
-    if !matches!(
-        error.kind(),
-        ConnectionAborted | ConnectionRefused | ConnectionReset
-    ) {
+    metrics::counter!("http_server_accept_errors_total", "error" => error.kind().to_string()).increment(1);
+    if !matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) {
         tracing::error!(%error, "cannot accept connections");
         tokio::time::sleep(EXHAUSTED_PAUSE).await;
     }

@@ -34,13 +34,8 @@ pub struct Drain {
 pub fn sse(drain: &Drain, events: impl Stream<Item = Event> + Send + 'static) -> Response {
     let retry = stream::once(async { Event::default().retry(RETRY) });
     let draining = drain.draining.clone();
-    let events = retry
-        .chain(events)
-        .take_until(draining.cancelled_owned())
-        .map(Ok::<_, Infallible>);
-    Sse::new(events)
-        .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
-        .into_response()
+    let events = retry.chain(events).take_until(draining.cancelled_owned()).map(Ok::<_, Infallible>);
+    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
 }
 
 /// Answers with a WebSocket on which `messages` are sent until they end, the peer closes, or the server drains: then
@@ -53,34 +48,25 @@ pub fn websocket(
     messages: impl Stream<Item = String> + Send + 'static,
 ) -> Response {
     let drain = drain.clone();
-    upgrade
-        .max_message_size(MAX_MESSAGE)
-        .max_frame_size(MAX_MESSAGE)
-        .on_upgrade(async move |socket| {
-            let _guard = guard;
-            drain
-                .cut
-                .run_until_cancelled(converse(socket, &drain.draining, messages))
-                .await;
-        })
+    upgrade.max_message_size(MAX_MESSAGE).max_frame_size(MAX_MESSAGE).on_upgrade(async move |socket| {
+        let _guard = guard;
+        drain.cut.run_until_cancelled(converse(socket, &drain.draining, messages)).await;
+    })
 }
 
-async fn converse(
-    mut socket: WebSocket,
-    draining: &CancellationToken,
-    messages: impl Stream<Item = String>,
-) {
+async fn converse(mut socket: WebSocket, draining: &CancellationToken, messages: impl Stream<Item = String>) {
     let mut messages = std::pin::pin!(messages);
     let mut pings = tokio::time::interval(KEEP_ALIVE);
-    let close = loop {
+    let (code, reason) = loop {
         let message = tokio::select! {
             biased;
             () = draining.cancelled() => break (close_code::AWAY, "the server is stopping: connect again"),
             received = socket.recv() => match received {
-                Some(Ok(Message::Close(_))) | None => return,
-                Some(Err(error)) if is_too_large(&error) => break (close_code::SIZE, "the message is larger than 64 KiB"),
-                Some(Err(_)) => return,
+                // the library has answered already; what is below sees it sent
+                Some(Ok(Message::Close(_))) => break (close_code::NORMAL, ""),
                 Some(Ok(_)) => continue,
+                Some(Err(error)) if is_too_large(&error) => break (close_code::SIZE, "a message is over 64 KiB"),
+                Some(Err(_)) | None => return,
             },
             message = messages.next() => match message {
                 Some(text) => Message::Text(text.into()),
@@ -92,24 +78,18 @@ async fn converse(
             return;
         }
     };
-    let frame = CloseFrame {
-        code: close.0,
-        reason: close.1.into(),
-    };
+    let close = CloseFrame { code, reason: reason.into() };
     let farewell = async {
-        if socket.send(Message::Close(Some(frame))).await.is_ok() {
-            while let Some(Ok(_)) = socket.recv().await {}
-        }
+        // an error here means that a Close has been sent: then the peer's end of the stream is all there is to wait for
+        let _ = socket.send(Message::Close(Some(close))).await;
+        while let Some(Ok(_)) = socket.recv().await {}
     };
     let _ = tokio::time::timeout(CLOSE_TIMEOUT, farewell).await;
 }
 
+/// Over the size that was asked for; tungstenite calls it a capacity error and axum boxes it.
 fn is_too_large(error: &axum::Error) -> bool {
-    let mut sources = std::iter::successors(
-        Some(error as &(dyn std::error::Error + 'static)),
-        |&error| error.source(),
-    );
-    sources.any(|error| {
-        error.to_string().contains("too long") || error.to_string().contains("too big")
-    })
+    let error: &(dyn std::error::Error + 'static) = error;
+    let mut causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.any(|cause| cause.to_string().contains("too long"))
 }

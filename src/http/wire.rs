@@ -112,9 +112,7 @@ impl Traffic {
     /// Whether the last request's body has been read to its end, as far as its length is known.
     pub(super) fn body_is_read(&self) -> bool {
         let state = self.lock();
-        state
-            .body
-            .is_some_and(|body| state.delivered + state.held as u64 >= body)
+        state.body.is_some_and(|body| state.delivered + state.held as u64 >= body)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -125,8 +123,7 @@ impl Traffic {
 impl State {
     /// Of a body whose length is unknown (chunked) nothing can be said: then the answer is no.
     fn has_more(&self) -> bool {
-        self.body
-            .is_some_and(|body| self.delivered + self.held as u64 > body)
+        self.body.is_some_and(|body| self.delivered + self.held as u64 > body)
     }
 }
 
@@ -165,15 +162,7 @@ impl Wire {
             let mut state = traffic.lock();
             (state.held, state.since) = (first.len(), Instant::now());
         }
-        Self {
-            stream,
-            traffic,
-            by_heads,
-            held: first,
-            matched: 0,
-            write_timeout,
-            write_stalled: None,
-        }
+        Self { stream, traffic, by_heads, held: first, matched: 0, write_timeout, write_stalled: None }
     }
 
     /// How many of these bytes to give to hyper: up to and including the end of a head.
@@ -208,11 +197,7 @@ impl Wire {
 }
 
 impl Read for Wire {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        mut buf: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let room = buf.remaining();
         if room == 0 {
@@ -243,11 +228,7 @@ impl Read for Wire {
 }
 
 impl Write for Wire {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.get_mut().write(cx, |stream| stream.try_write(buf))
     }
 
@@ -256,8 +237,7 @@ impl Write for Wire {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut()
-            .write(cx, |stream| stream.try_write_vectored(bufs))
+        self.get_mut().write(cx, |stream| stream.try_write_vectored(bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -293,14 +273,9 @@ impl Wire {
             }
         }
         let timeout = self.write_timeout;
-        let stalled = self
-            .write_stalled
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        let stalled = self.write_stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
         ready!(stalled.as_mut().poll(cx));
         metrics::counter!("http_server_timeouts_total", "bound" => "write").increment(1);
-        Poll::Ready(Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            "the peer takes no bytes",
-        )))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes no bytes")))
     }
 }

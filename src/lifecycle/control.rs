@@ -2,13 +2,19 @@
 //! are answered and budgets kept however busy or wedged the rest is.
 
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::task::TaskTracker;
 
 use super::{Lifecycle, Outcome, Plan, Trigger, deadline, watchdog};
+
+/// The exit code where the service could not start, or a step of the stop panicked.
+const FAILURE: u8 = 1;
 
 /// For the main runtime's threads to end once everything on them is closed; one that hangs is left behind.
 const THREADS_TIMEOUT: Duration = Duration::from_millis(100);
@@ -36,10 +42,8 @@ impl Control {
     pub fn new() -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let context = runtime.enter();
-        let signals = Signals {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        };
+        let signals =
+            Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
         drop(context);
         Ok(Self { runtime, signals })
     }
@@ -78,53 +82,35 @@ impl Control {
         let Self { runtime, signals } = self;
         let worst = runtime.block_on(async {
             // these two live as long as the control runtime does
-            let background = tokio_util::task::TaskTracker::new();
+            let background = TaskTracker::new();
             background.spawn(watchdog::watch(lifecycle.clone(), main.handle().clone()));
             background.spawn(signals.stop(lifecycle.clone()));
-            let started = main.spawn(begin(lifecycle.clone(), start));
+            lifecycle.background_on(main.handle(), begin(lifecycle.clone(), start));
             lifecycle.stop_requested().await;
-            let worst = plan.run(lifecycle).await;
-            let failed =
-                started.is_finished() && matches!(started.await, Ok(Some(Failed)) | Err(_));
-            if failed { Some(1) } else { exit_code(worst) }
+            plan.run(lifecycle).await
         });
         main.shutdown_timeout(THREADS_TIMEOUT);
-        let code = worst.unwrap_or(0);
-        tracing::info!(exit_code = code, took = ?lifecycle.stopping_for(), "exit");
-        ExitCode::from(code)
+        let exit_code = match worst {
+            Outcome::Timeout => deadline::EXIT,
+            Outcome::Failed => FAILURE,
+            Outcome::Done if lifecycle.has_failed() => FAILURE,
+            Outcome::Done => 0,
+        };
+        let took = lifecycle.stopping_for().unwrap_or_default().as_secs_f64();
+        tracing::info!(exit_code, took, "exit");
+        ExitCode::from(exit_code)
     }
 }
 
-/// The start went wrong.
-struct Failed;
-
-/// Runs the start, raced against the stop.
-async fn begin<E: std::fmt::Display>(
-    lifecycle: Lifecycle,
-    start: impl Future<Output = Result<(), E>>,
-) -> Option<Failed> {
-    let started = tokio::select! {
-        started = start => started,
-        () = lifecycle.stop_requested() => return None,
-    };
-    match started {
-        Ok(()) => {
-            lifecycle.ready();
-            None
-        }
-        Err(error) => {
+/// Runs the start. It is dropped where the stop comes first, since it is background work.
+async fn begin<E: std::fmt::Display>(lifecycle: Lifecycle, start: impl Future<Output = Result<(), E>>) {
+    match AssertUnwindSafe(start).catch_unwind().await {
+        Ok(Ok(())) => lifecycle.ready(),
+        Ok(Err(error)) => {
             tracing::error!(error = format!("{error:#}"), "cannot start");
             lifecycle.stop(Trigger::Failure);
-            Some(Failed)
         }
-    }
-}
-
-fn exit_code(worst: Outcome) -> Option<u8> {
-    match worst {
-        Outcome::Done => None,
-        Outcome::Failed => Some(1),
-        Outcome::Timeout => Some(deadline::EXIT),
+        Err(_panic) => lifecycle.stop(Trigger::Failure),
     }
 }
 
@@ -142,11 +128,7 @@ impl Signals {
         let second = self.next().await;
         let code = 128 + if second == Trigger::Sigterm { 15 } else { 2 };
         deadline::exit(code, move || {
-            tracing::error!(
-                signal = second.name(),
-                exit_code = code,
-                "second signal: leaving at once"
-            )
+            tracing::error!(signal = second.name(), exit_code = code, "second signal: leaving at once")
         });
     }
 }

@@ -20,12 +20,7 @@ pub(super) fn start(lifecycle: Lifecycle, deadline: Duration) {
         exit(EXIT, move || {
             let left = lifecycle.in_flight().list().join("; ");
             let step = lifecycle.0.steps.running();
-            tracing::error!(
-                step,
-                left,
-                exit_code = EXIT,
-                "deadline passed: abandoning what is left"
-            );
+            tracing::error!(step, left, exit_code = EXIT, "deadline passed: abandoning what is left");
         });
     });
 }
@@ -40,10 +35,7 @@ pub(super) fn exit(code: u8, last_words: impl FnOnce() + Send + 'static) -> ! {
 
 /// A thread, or nothing where the system has none left: then the caller goes on without it.
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
-    if let Err(error) = std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(work)
-    {
+    if let Err(error) = std::thread::Builder::new().name(name.to_owned()).spawn(work) {
         tracing::error!(%error, name, "cannot start a thread");
     }
 }

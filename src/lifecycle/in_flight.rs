@@ -62,28 +62,14 @@ impl InFlight {
         let mut register = self.lock();
         let id = register.next;
         register.next += 1;
-        register.entries.insert(
-            id,
-            Entry {
-                kind,
-                what,
-                since: Instant::now(),
-            },
-        );
+        register.entries.insert(id, Entry { kind, what, since: Instant::now() });
         drop(register);
-        Guard {
-            id,
-            all: self.clone(),
-        }
+        Guard { id, all: self.clone() }
     }
 
     /// How much of a kind is under way.
     pub fn count(&self, kind: Kind) -> usize {
-        self.lock()
-            .entries
-            .values()
-            .filter(|entry| entry.kind == kind)
-            .count()
+        self.lock().entries.values().filter(|entry| entry.kind == kind).count()
     }
 
     /// Everything under way, oldest first, each as `kind what for 1.234s`.
@@ -91,14 +77,7 @@ impl InFlight {
         let register = self.lock();
         let mut entries: Vec<_> = register.entries.values().collect();
         entries.sort_by_key(|entry| entry.since);
-        let line = |entry: &&Entry| {
-            format!(
-                "{} {} for {:.3?}",
-                entry.kind.name(),
-                entry.what,
-                entry.since.elapsed()
-            )
-        };
+        let line = |entry: &&Entry| format!("{} {} for {:.3?}", entry.kind.name(), entry.what, entry.since.elapsed());
         entries.iter().map(line).collect()
     }
 
@@ -114,10 +93,7 @@ impl InFlight {
     }
 
     fn lock(&self) -> MutexGuard<'_, Register> {
-        self.0
-            .register
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.0.register.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -26,6 +26,7 @@ mod workers;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -62,6 +63,7 @@ struct Inner {
 #[derive(Debug, Clone, Copy)]
 struct Stop {
     at: Instant,
+    trigger: Trigger,
     /// Whether the service had been ready, so that callers may still be on their way.
     was_ready: bool,
 }
@@ -143,20 +145,18 @@ impl Lifecycle {
     /// Begins the stop: `/readyz` is 503 when this returns and the deadline is running. Later calls change nothing:
     /// there is one delay and one deadline, counted from the first.
     pub fn stop(&self, trigger: Trigger) {
-        let stop = || Stop {
-            at: Instant::now(),
-            was_ready: self.phase() == Phase::Ready,
-        };
-        let mut first = false;
-        self.0.stop.get_or_init(|| {
-            first = true;
-            stop()
-        });
-        if first {
+        let was_ready = self.phase() == Phase::Ready;
+        let stop = Stop { at: Instant::now(), trigger, was_ready };
+        if self.0.stop.set(stop).is_ok() {
             self.advance(Phase::Draining, Some(trigger));
             deadline::start(self.clone(), self.0.settings.deadline);
             self.0.stop_requested.cancel();
         }
+    }
+
+    /// Whether it was the service itself that could not go on.
+    fn has_failed(&self) -> bool {
+        self.0.stop.get().is_some_and(|stop| stop.trigger == Trigger::Failure)
     }
 
     /// Completes when the stop has begun.
@@ -180,13 +180,18 @@ impl Lifecycle {
 
     /// Runs `work` on the current runtime for as long as the service serves: it is dropped when phase `stopping` begins.
     pub fn background(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.background_on(&Handle::current(), work);
+    }
+
+    fn background_on(&self, runtime: &Handle, work: impl Future<Output = ()> + Send + 'static) {
         let mut phase = self.0.phase.subscribe();
-        self.0.background.spawn(async move {
+        let until_stopping = async move {
             tokio::select! {
                 () = work => {}
                 _ = phase.wait_for(|phase| *phase >= Phase::Stopping) => {}
             }
-        });
+        };
+        self.0.background.spawn_on(until_stopping, runtime);
     }
 
     fn advance(&self, to: Phase, trigger: Option<Trigger>) {
@@ -198,11 +203,7 @@ impl Lifecycle {
             forward
         });
         if changed {
-            tracing::info!(
-                phase = to.name(),
-                trigger = trigger.map(Trigger::name),
-                "phase"
-            );
+            tracing::info!(phase = to.name(), trigger = trigger.map(Trigger::name), "phase");
         }
     }
 }

@@ -20,13 +20,7 @@ pub enum Phase {
 
 impl Phase {
     /// All of them, in order.
-    pub const ALL: [Self; 5] = [
-        Self::Starting,
-        Self::Ready,
-        Self::Draining,
-        Self::Stopping,
-        Self::Stopped,
-    ];
+    pub const ALL: [Self; 5] = [Self::Starting, Self::Ready, Self::Draining, Self::Stopping, Self::Stopped];
 
     /// As it stands in logs, metrics and probes.
     pub fn name(self) -> &'static str {

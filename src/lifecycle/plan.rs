@@ -71,12 +71,7 @@ impl Plan {
         budget: Duration,
         work: impl Future<Output = ()> + Send + 'static,
     ) -> Self {
-        self.steps.push(Step {
-            name,
-            budget,
-            work: work.boxed(),
-            cut: None,
-        });
+        self.steps.push(Step { name, budget, work: work.boxed(), cut: None });
         self
     }
 
@@ -90,12 +85,7 @@ impl Plan {
 
     /// Makes the plan known to the status page before it runs.
     pub(super) fn announce(&self, lifecycle: &Lifecycle) {
-        let report = |step: &Step| StepReport {
-            step: step.name,
-            budget: step.budget,
-            began: None,
-            ended: None,
-        };
+        let report = |step: &Step| StepReport { step: step.name, budget: step.budget, began: None, ended: None };
         *lifecycle.0.steps.lock() = self.steps.iter().map(report).collect();
     }
 
@@ -105,17 +95,14 @@ impl Plan {
         for (index, step) in self.steps.into_iter().enumerate() {
             let began = Instant::now();
             lifecycle.0.steps.lock()[index].began = Some(began);
-            let outcome =
-                match tokio::time::timeout(step.budget, AssertUnwindSafe(step.work).catch_unwind())
-                    .await
-                {
-                    Ok(Ok(())) => Outcome::Done,
-                    Ok(Err(_panic)) => Outcome::Failed,
-                    Err(_elapsed) => {
-                        step.cut.into_iter().for_each(|cut| cut());
-                        Outcome::Timeout
-                    }
-                };
+            let outcome = match tokio::time::timeout(step.budget, AssertUnwindSafe(step.work).catch_unwind()).await {
+                Ok(Ok(())) => Outcome::Done,
+                Ok(Err(_panic)) => Outcome::Failed,
+                Err(_elapsed) => {
+                    step.cut.into_iter().for_each(|cut| cut());
+                    Outcome::Timeout
+                }
+            };
             let took = began.elapsed();
             lifecycle.0.steps.lock()[index].ended = Some((outcome, took));
             log(step.name, outcome, took, step.budget);
@@ -143,10 +130,7 @@ fn seconds(duration: Duration) -> f64 {
 
 impl std::fmt::Debug for Step {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Step")
-            .field("name", &self.name)
-            .field("budget", &self.budget)
-            .finish_non_exhaustive()
+        f.debug_struct("Step").field("name", &self.name).field("budget", &self.budget).finish_non_exhaustive()
     }
 }
 
@@ -156,9 +140,7 @@ pub(super) struct Progress(Mutex<Vec<StepReport>>);
 
 impl Progress {
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<StepReport>> {
-        self.0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     pub(super) fn report(&self) -> Vec<StepReport> {
@@ -167,9 +149,6 @@ impl Progress {
 
     /// The step that has begun and not ended.
     pub(super) fn running(&self) -> Option<&'static str> {
-        self.lock()
-            .iter()
-            .find(|step| step.began.is_some() && step.ended.is_none())
-            .map(|step| step.step)
+        self.lock().iter().find(|step| step.began.is_some() && step.ended.is_none()).map(|step| step.step)
     }
 }

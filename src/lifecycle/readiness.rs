@@ -55,11 +55,7 @@ impl CheckReport {
 
 impl Readiness {
     pub(super) fn new(settings: &config::Readiness) -> Self {
-        let inner = Inner {
-            settings: settings.clone(),
-            checks: Mutex::default(),
-            passes: watch::Sender::new(false),
-        };
+        let inner = Inner { settings: settings.clone(), checks: Mutex::default(), passes: watch::Sender::new(false) };
         Self(Arc::new(inner))
     }
 
@@ -80,25 +76,14 @@ impl Readiness {
             status: if check.passing { "pass" } else { "fail" },
             required: check.policy == Policy::Required,
             error: check.error.clone(),
-            age: check
-                .ran
-                .map(|ran| (ran.elapsed().as_secs_f64() * 1000.0).round() / 1000.0),
+            age: check.ran.map(|ran| (ran.elapsed().as_secs_f64() * 1000.0).round() / 1000.0),
         };
-        self.lock()
-            .iter()
-            .map(|(name, check)| (*name, report(check)))
-            .collect()
+        self.lock().iter().map(|(name, check)| (*name, report(check))).collect()
     }
 
     fn add(&self, name: &'static str, policy: Policy) {
         let error = Some("has not run yet".to_owned());
-        let check = Check {
-            policy,
-            passing: false,
-            failures: 0,
-            error,
-            ran: None,
-        };
+        let check = Check { policy, passing: false, failures: 0, error, ran: None };
         let mut checks = self.lock();
         checks.insert(name, check);
         self.publish(&checks);
@@ -132,12 +117,8 @@ impl Readiness {
     }
 
     fn publish(&self, checks: &BTreeMap<&'static str, Check>) {
-        let passes = checks
-            .values()
-            .all(|check| check.passing || check.policy == Policy::Advisory);
-        self.0
-            .passes
-            .send_if_modified(|was| std::mem::replace(was, passes) != passes);
+        let passes = checks.values().all(|check| check.passing || check.policy == Policy::Advisory);
+        self.0.passes.send_if_modified(|was| std::mem::replace(was, passes) != passes);
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Check>> {
@@ -149,24 +130,14 @@ impl Check {
     /// A new reason is worth a line; the same one every two seconds is not.
     fn log_failure(&self, name: &str, error: &str) {
         if self.error.as_deref() != Some(error) {
-            tracing::warn!(
-                check = name,
-                error,
-                failures = self.failures,
-                "check failed"
-            );
+            tracing::warn!(check = name, error, failures = self.failures, "check failed");
         }
     }
 
     fn log_turn(&self, name: &str) {
         match (self.passing, &self.error) {
             (true, _) => tracing::info!(check = name, "check passes"),
-            (false, error) => tracing::error!(
-                check = name,
-                error,
-                failures = self.failures,
-                "check fails: not ready"
-            ),
+            (false, error) => tracing::error!(check = name, error, failures = self.failures, "check fails: not ready"),
         }
     }
 }
@@ -174,21 +145,15 @@ impl Check {
 impl Lifecycle {
     /// Registers a check and runs it at once and then at every `readiness.interval`, each time for at most
     /// `readiness.timeout`, until the service stops. A check has not passed until it first does.
-    pub fn check<E, Run>(
-        &self,
-        name: &'static str,
-        policy: Policy,
-        mut check: impl FnMut() -> Run + Send + 'static,
-    ) where
+    pub fn check<E, Run>(&self, name: &'static str, policy: Policy, mut check: impl FnMut() -> Run + Send + 'static)
+    where
         E: Display,
         Run: Future<Output = Result<(), E>> + Send,
     {
         let readiness = self.readiness().clone();
         readiness.add(name, policy);
         self.background(async move {
-            let config::Readiness {
-                interval, timeout, ..
-            } = readiness.0.settings;
+            let config::Readiness { interval, timeout, .. } = readiness.0.settings;
             let mut ticks = tokio::time::interval(interval);
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
@@ -214,13 +179,7 @@ mod tests {
     fn readiness() -> Readiness {
         let second = Duration::from_secs(1);
         let (postgres, catalog) = (Policy::Required, Policy::Required);
-        Readiness::new(&config::Readiness {
-            interval: second,
-            timeout: second,
-            failures: 3,
-            postgres,
-            catalog,
-        })
+        Readiness::new(&config::Readiness { interval: second, timeout: second, failures: 3, postgres, catalog })
     }
 
     #[test]

@@ -74,26 +74,15 @@ impl Liveness {
         let resident_memory = self.resident_memory.load(Ordering::Relaxed);
         let stalled_for = self.stalled_for();
         let error = if !self.is_running() {
-            Some(format!(
-                "the runtime has run nothing for {stalled_for:.1?}: every worker thread is blocked"
-            ))
+            Some(format!("the runtime has run nothing for {stalled_for:.1?}: every worker thread is blocked"))
         } else if self.max_tasks.is_some_and(|max| tasks > max) {
-            Some(format!(
-                "{tasks} live tasks are more than lifecycle.max_tasks"
-            ))
+            Some(format!("{tasks} live tasks are more than lifecycle.max_tasks"))
         } else if self.max_memory.is_some_and(|max| resident_memory > max) {
-            Some(format!(
-                "{resident_memory} bytes of resident memory are more than lifecycle.max_memory"
-            ))
+            Some(format!("{resident_memory} bytes of resident memory are more than lifecycle.max_memory"))
         } else {
             None
         };
-        Vitals {
-            stalled_for: stalled_for.as_secs_f64(),
-            tasks,
-            resident_memory,
-            error,
-        }
+        Vitals { stalled_for: stalled_for.as_secs_f64(), tasks, resident_memory, error }
     }
 
     fn stalled_for(&self) -> Duration {
@@ -120,10 +109,7 @@ pub(super) async fn watch(lifecycle: Lifecycle, main: Handle) {
             stalled += since;
         }
         let was_running = liveness.is_running();
-        liveness.stalled_millis.store(
-            u64::try_from(stalled.as_millis()).unwrap_or(u64::MAX),
-            Ordering::Relaxed,
-        );
+        liveness.stalled_millis.store(u64::try_from(stalled.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         if was_running != liveness.is_running() {
             tracing::error!(
                 ?stalled,
@@ -132,12 +118,8 @@ pub(super) async fn watch(lifecycle: Lifecycle, main: Handle) {
                 if was_running { "stalled" } else { "recovered" }
             );
         }
-        liveness
-            .tasks
-            .store(main.metrics().num_alive_tasks(), Ordering::Relaxed);
-        liveness
-            .resident_memory
-            .store(resident_memory().unwrap_or(0), Ordering::Relaxed);
+        liveness.tasks.store(main.metrics().num_alive_tasks(), Ordering::Relaxed);
+        liveness.resident_memory.store(resident_memory().unwrap_or(0), Ordering::Relaxed);
     }
 }
 
@@ -158,9 +140,7 @@ fn beat(main: &Handle, lifecycle: &Lifecycle) -> Arc<AtomicBool> {
 /// Bytes of this process in memory, where the system tells.
 fn resident_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kib * 1024)
 }

@@ -23,11 +23,8 @@ pub struct Workers {
 impl Workers {
     /// Runs `work` until the stop. It is given a token that is cancelled when it must claim nothing new, and returns
     /// after that; where it panics or returns before, it is started again, after 100 ms at first and 30 s at most.
-    pub fn spawn<Run>(
-        &self,
-        name: &'static str,
-        mut work: impl FnMut(CancellationToken) -> Run + Send + 'static,
-    ) where
+    pub fn spawn<Run>(&self, name: &'static str, mut work: impl FnMut(CancellationToken) -> Run + Send + 'static)
+    where
         Run: Future<Output = ()> + Send,
     {
         let (claim_nothing, cut) = (self.claim_nothing.clone(), self.cut.clone());
@@ -35,9 +32,7 @@ impl Workers {
             let mut pauses = backoff();
             while !claim_nothing.is_cancelled() {
                 let began = Instant::now();
-                let ended = AssertUnwindSafe(work(claim_nothing.clone()))
-                    .catch_unwind()
-                    .await;
+                let ended = AssertUnwindSafe(work(claim_nothing.clone())).catch_unwind().await;
                 if claim_nothing.is_cancelled() {
                     break;
                 }
@@ -46,20 +41,12 @@ impl Workers {
                 }
                 let pause = pauses.next().unwrap_or(SETTLED);
                 let reason = if ended.is_err() { "panicked" } else { "ended" };
-                tracing::error!(
-                    worker = name,
-                    reason,
-                    ?pause,
-                    "worker fell: it is started again"
-                );
+                tracing::error!(worker = name, reason, ?pause, "worker fell: it is started again");
                 metrics::counter!("worker_restarts_total", "worker" => name).increment(1);
-                claim_nothing
-                    .run_until_cancelled(tokio::time::sleep(pause))
-                    .await;
+                claim_nothing.run_until_cancelled(tokio::time::sleep(pause)).await;
             }
         };
-        self.tasks
-            .spawn(async move { cut.run_until_cancelled(supervised).await });
+        self.tasks.spawn(async move { cut.run_until_cancelled(supervised).await });
     }
 
     /// From now on nothing new is claimed.

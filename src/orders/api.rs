@@ -34,13 +34,8 @@ pub(super) struct NewOrder {
 
 impl NewOrder {
     fn check(&self) -> Result<(), Problem> {
-        if !SKU_LENGTH.contains(&self.sku.len())
-            || !self.sku.bytes().all(|byte| byte.is_ascii_graphic())
-        {
-            return Err(Problem::field(
-                "sku",
-                "allowed are 1 to 64 visible ASCII characters",
-            ));
+        if !SKU_LENGTH.contains(&self.sku.len()) || !self.sku.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(Problem::field("sku", "allowed are 1 to 64 visible ASCII characters"));
         }
         if !QUANTITY.contains(&self.quantity) {
             return Err(Problem::field("quantity", "allowed is 1 to 1000"));
@@ -61,10 +56,7 @@ impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
             return Ok(Self(None));
         };
         match key.to_str() {
-            Ok(key)
-                if KEY_LENGTH.contains(&key.len())
-                    && key.bytes().all(|byte| byte.is_ascii_graphic()) =>
-            {
+            Ok(key) if KEY_LENGTH.contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic()) => {
                 Ok(Self(Some(key.to_owned())))
             }
             _ => Err(Problem::new(
@@ -97,29 +89,16 @@ pub(super) async fn create(
     new.check()?;
     if let Some(key) = &key {
         // before the catalogue is asked: it may be away, or the price another by now
-        let first = orders
-            .postgres
-            .run(|connection| by_key(connection, key.clone()).boxed())
-            .await?;
+        let first = orders.postgres.run(|connection| by_key(connection, key.clone()).boxed()).await?;
         if let Some(first) = first {
             return replay(&new, first);
         }
     }
-    let product = orders
-        .catalog
-        .product(&new.sku, deadline.remaining())
-        .await?;
+    let product = orders.catalog.product(&new.sku, deadline.remaining()).await?;
     let product = product.ok_or_else(|| Problem::field("sku", "there is no such product"))?;
-    let total_cents = product
-        .price_cents
-        .checked_mul(new.quantity.into())
-        .filter(|total| *total >= 0);
-    let total_cents = total_cents.ok_or_else(|| {
-        Problem::new(
-            StatusCode::BAD_GATEWAY,
-            "the catalogue's price cannot be right",
-        )
-    })?;
+    let total_cents = product.price_cents.checked_mul(new.quantity.into()).filter(|total| *total >= 0);
+    let total_cents =
+        total_cents.ok_or_else(|| Problem::new(StatusCode::BAD_GATEWAY, "the catalogue's price cannot be right"))?;
 
     let order = Order {
         id: Uuid::now_v7(),
@@ -127,14 +106,9 @@ pub(super) async fn create(
         quantity: new.quantity,
         total_cents,
         status: Status::Pending,
-        created_at: OffsetDateTime::now_utc()
-            .replace_nanosecond(0)
-            .unwrap_or_else(|_| OffsetDateTime::now_utc()),
+        created_at: OffsetDateTime::now_utc().replace_nanosecond(0).unwrap_or_else(|_| OffsetDateTime::now_utc()),
     };
-    let inserted = orders
-        .postgres
-        .run(|connection| insert(connection, order.clone(), key.clone()).boxed())
-        .await?;
+    let inserted = orders.postgres.run(|connection| insert(connection, order.clone(), key.clone()).boxed()).await?;
     match (inserted, key) {
         (true, _) => {
             orders.feed.wake();
@@ -143,14 +117,8 @@ pub(super) async fn create(
         }
         (false, Some(key)) => {
             // lost a race against the same key
-            let first = orders
-                .postgres
-                .run(|connection| by_key(connection, key.clone()).boxed())
-                .await?;
-            replay(
-                &new,
-                first.ok_or_else(|| Problem::unavailable("the order is being made; try again"))?,
-            )
+            let first = orders.postgres.run(|connection| by_key(connection, key.clone()).boxed()).await?;
+            replay(&new, first.ok_or_else(|| Problem::unavailable("the order is being made; try again"))?)
         }
         (false, None) => Err(Problem::internal()),
     }
@@ -164,22 +132,14 @@ fn created(order: Order) -> Response {
 /// The first answer again, which was given when the order was pending.
 fn replay(new: &NewOrder, first: Order) -> Result<Response, Problem> {
     if new.sku != first.sku || new.quantity != first.quantity {
-        let detail =
-            "this Idempotency-Key was used for another order; use a new one for a new order";
+        let detail = "this Idempotency-Key was used for another order; use a new one for a new order";
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
     }
-    Ok(created(Order {
-        status: Status::Pending,
-        ..first
-    }))
+    Ok(created(Order { status: Status::Pending, ..first }))
 }
 
 /// Writes the order and its first event, or neither; `false` where the key is taken.
-async fn insert(
-    connection: &mut PgConnection,
-    order: Order,
-    key: Option<String>,
-) -> Result<bool, sqlx::Error> {
+async fn insert(connection: &mut PgConnection, order: Order, key: Option<String>) -> Result<bool, sqlx::Error> {
     let mut transaction = Connection::begin(connection).await?;
     let inserted = sqlx::query!(
         "INSERT INTO orders (id, sku, quantity, total_cents, created_at, idempotency_key) VALUES ($1, $2, $3, $4, $5, $6)
@@ -196,13 +156,9 @@ async fn insert(
     if inserted.rows_affected() == 0 {
         return Ok(false);
     }
-    sqlx::query!(
-        "INSERT INTO order_events (order_id, status) VALUES ($1, $2)",
-        order.id,
-        order.status.name()
-    )
-    .execute(&mut *transaction)
-    .await?;
+    sqlx::query!("INSERT INTO order_events (order_id, status) VALUES ($1, $2)", order.id, order.status.name())
+        .execute(&mut *transaction)
+        .await?;
     transaction.commit().await?;
     Ok(true)
 }
@@ -222,17 +178,9 @@ async fn by_key(connection: &mut PgConnection, key: String) -> Result<Option<Ord
     get, path = "/v1/orders/{id}", tag = "orders", params(("id" = Uuid, Path)),
     responses((status = 200, body = Order), (status = 404, description = "there is no such order"))
 )]
-pub(super) async fn get(
-    State(orders): State<Orders>,
-    Path(id): Path<Uuid>,
-) -> Result<Json<Order>, Problem> {
-    let order = orders
-        .postgres
-        .run(|connection| by_id(connection, id).boxed())
-        .await?;
-    order
-        .map(Json)
-        .ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "there is no such order"))
+pub(super) async fn get(State(orders): State<Orders>, Path(id): Path<Uuid>) -> Result<Json<Order>, Problem> {
+    let order = orders.postgres.run(|connection| by_id(connection, id).boxed()).await?;
+    order.map(Json).ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "there is no such order"))
 }
 
 async fn by_id(connection: &mut PgConnection, id: Uuid) -> Result<Option<Order>, sqlx::Error> {
@@ -261,34 +209,19 @@ pub(super) struct Page {
     get, path = "/v1/orders", tag = "orders", params(Page),
     responses((status = 200, body = [Order], headers(("Link" = Option<String>, description = "rel=\"next\""))))
 )]
-pub(super) async fn list(
-    State(orders): State<Orders>,
-    Query(page): Query<Page>,
-) -> Result<Response, Problem> {
+pub(super) async fn list(State(orders): State<Orders>, Query(page): Query<Page>) -> Result<Response, Problem> {
     let limit = page.limit.unwrap_or(50);
     if !PAGE.contains(&limit) {
         return Err(Problem::field("limit", "allowed is 1 to 100"));
     }
     let after = page.after.unwrap_or(Uuid::nil());
-    let found = orders
-        .postgres
-        .run(|connection| after_id(connection, after, limit).boxed())
-        .await?;
+    let found = orders.postgres.run(|connection| after_id(connection, after, limit).boxed()).await?;
     let next = found.last().filter(|_| found.len() as i64 == limit);
-    let next = next.map(|last| {
-        [(
-            LINK,
-            format!("</v1/orders?after={}&limit={limit}>; rel=\"next\"", last.id),
-        )]
-    });
+    let next = next.map(|last| [(LINK, format!("</v1/orders?after={}&limit={limit}>; rel=\"next\"", last.id))]);
     Ok((next, Json(found)).into_response())
 }
 
-async fn after_id(
-    connection: &mut PgConnection,
-    after: Uuid,
-    limit: i64,
-) -> Result<Vec<Order>, sqlx::Error> {
+async fn after_id(connection: &mut PgConnection, after: Uuid, limit: i64) -> Result<Vec<Order>, sqlx::Error> {
     sqlx::query_as!(
         Order,
         r#"SELECT id, sku, quantity, total_cents, status AS "status: Status", created_at FROM orders

@@ -57,11 +57,7 @@ pub(super) struct Feed {
 
 impl Feed {
     pub(super) fn new(postgres: &Postgres) -> Self {
-        Self {
-            postgres: postgres.clone(),
-            events: broadcast::Sender::new(BEHIND),
-            woken: Arc::default(),
-        }
+        Self { postgres: postgres.clone(), events: broadcast::Sender::new(BEHIND), woken: Arc::default() }
     }
 
     /// There is something new.
@@ -107,37 +103,22 @@ impl Feed {
     }
 
     async fn newest(&self) -> Result<i64, Error> {
-        self.postgres
-            .run(|connection| newest(connection).boxed())
-            .await
+        self.postgres.run(|connection| newest(connection).boxed()).await
     }
 
     async fn page(&self, after: i64) -> Result<Vec<Event>, Error> {
-        self.postgres
-            .run(move |connection| after_id(connection, after).boxed())
-            .await
+        self.postgres.run(move |connection| after_id(connection, after).boxed()).await
     }
 
     /// Every event after that one, or from now on.
-    async fn stream(
-        &self,
-        after: Option<i64>,
-    ) -> Result<impl Stream<Item = Arc<Event>> + use<>, Error> {
+    async fn stream(&self, after: Option<i64>) -> Result<impl Stream<Item = Arc<Event>> + use<>, Error> {
         let live = self.events.subscribe();
         let after = match after {
             Some(after) => after,
             None => self.newest().await?,
         };
-        let cursor = Cursor {
-            feed: self.clone(),
-            live,
-            after,
-            page: VecDeque::new(),
-            behind: true,
-        };
-        Ok(stream::unfold(cursor, async |mut cursor| {
-            cursor.next().await.map(|event| (event, cursor))
-        }))
+        let cursor = Cursor { feed: self.clone(), live, after, page: VecDeque::new(), behind: true };
+        Ok(stream::unfold(cursor, async |mut cursor| cursor.next().await.map(|event| (event, cursor))))
     }
 }
 
@@ -189,9 +170,7 @@ impl Cursor {
 }
 
 async fn newest(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar!(r#"SELECT coalesce(max(id), 0) AS "id!" FROM order_events"#)
-        .fetch_one(connection)
-        .await
+    sqlx::query_scalar!(r#"SELECT coalesce(max(id), 0) AS "id!" FROM order_events"#).fetch_one(connection).await
 }
 
 async fn after_id(connection: &mut PgConnection, after: i64) -> Result<Vec<Event>, sqlx::Error> {
@@ -229,29 +208,17 @@ async fn after_id(connection: &mut PgConnection, after: i64) -> Result<Vec<Event
     params(("Last-Event-ID" = Option<i64>, Header, description = "the id of the last event seen")),
     responses((status = 200, content_type = "text/event-stream", body = String))
 )]
-pub(super) async fn events(
-    State(orders): State<Orders>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
+pub(super) async fn events(State(orders): State<Orders>, headers: HeaderMap) -> Result<Response, Problem> {
     let after = match headers.get("last-event-id") {
         None => None,
         Some(id) => {
             let id = id.to_str().ok().and_then(|id| id.parse().ok());
-            Some(id.ok_or_else(|| {
-                Problem::new(
-                    StatusCode::BAD_REQUEST,
-                    "Last-Event-ID is not the id of an event",
-                )
-            })?)
+            Some(id.ok_or_else(|| Problem::new(StatusCode::BAD_REQUEST, "Last-Event-ID is not the id of an event"))?)
         }
     };
     let events = orders.feed.stream(after).await?.filter_map(async |event| {
         let status = event.order.status.name();
-        sse::Event::default()
-            .event(status)
-            .id(event.event_id.to_string())
-            .json_data(&event.order)
-            .ok()
+        sse::Event::default().event(status).id(event.event_id.to_string()).json_data(&event.order).ok()
     });
     Ok(server::sse(&orders.drain, events))
 }
@@ -274,13 +241,7 @@ pub(super) async fn websocket(
     Query(After { after }): Query<After>,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, Problem> {
-    let messages = orders
-        .feed
-        .stream(after)
-        .await?
-        .filter_map(async |event| serde_json::to_string(&*event).ok());
-    let guard = orders
-        .in_flight
-        .enter(Kind::WebSocket, "GET /v1/orders/ws".to_owned());
+    let messages = orders.feed.stream(after).await?.filter_map(async |event| serde_json::to_string(&*event).ok());
+    let guard = orders.in_flight.enter(Kind::WebSocket, "GET /v1/orders/ws".to_owned());
     Ok(server::websocket(upgrade, &orders.drain, guard, messages))
 }

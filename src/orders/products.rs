@@ -47,10 +47,7 @@ struct Reading {
 
 impl Products {
     pub(super) fn new(catalog: &Catalog) -> Self {
-        Self {
-            catalog: catalog.clone(),
-            cache: watch::Sender::new(None),
-        }
+        Self { catalog: catalog.clone(), cache: watch::Sender::new(None) }
     }
 
     /// Begins to read, and to say whether there is anything to serve.
@@ -60,24 +57,15 @@ impl Products {
             let mut cache = cache.subscribe();
             async move { cache.wait_for(Option::is_some).await.map(drop) }
         });
-        lifecycle.background(
-            self.clone()
-                .refresh(settings.timeout, settings.refresh_interval),
-        );
+        lifecycle.background(self.clone().refresh(settings.timeout, settings.refresh_interval));
     }
 
     async fn refresh(self, patience: Duration, interval: Duration) {
         loop {
             let pause = match self.catalog.products(patience).await {
                 Ok(products) => {
-                    let products = products
-                        .into_iter()
-                        .map(|product| (product.sku.clone(), product.into()))
-                        .collect();
-                    self.cache.send_replace(Some(Arc::new(Reading {
-                        at: Instant::now(),
-                        products,
-                    })));
+                    let products = products.into_iter().map(|product| (product.sku.clone(), product.into())).collect();
+                    self.cache.send_replace(Some(Arc::new(Reading { at: Instant::now(), products })));
                     interval
                 }
                 Err(error) => {
@@ -92,11 +80,7 @@ impl Products {
 
 impl From<v1::Product> for Product {
     fn from(product: v1::Product) -> Self {
-        Self {
-            sku: product.sku,
-            name: product.name,
-            price_cents: product.price_cents,
-        }
+        Self { sku: product.sku, name: product.name, price_cents: product.price_cents }
     }
 }
 
@@ -105,20 +89,11 @@ impl From<v1::Product> for Product {
     get, path = "/v1/products/{sku}", tag = "products",
     responses((status = 200, body = Product), (status = 404, description = "there is no such product"))
 )]
-pub(super) async fn get(
-    State(orders): State<Orders>,
-    Path(sku): Path<String>,
-) -> Result<Response, Problem> {
+pub(super) async fn get(State(orders): State<Orders>, Path(sku): Path<String>) -> Result<Response, Problem> {
     let reading = orders.products.cache.borrow().clone();
-    let reading =
-        reading.ok_or_else(|| Problem::unavailable("the catalogue has not been read yet"))?;
+    let reading = reading.ok_or_else(|| Problem::unavailable("the catalogue has not been read yet"))?;
     let product = reading.products.get(&sku).cloned();
-    let product =
-        product.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "there is no such product"))?;
+    let product = product.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "there is no such product"))?;
     let age = reading.at.elapsed().as_secs().to_string();
-    Ok((
-        [(AGE, age.as_str()), (CACHE_CONTROL, "no-cache")],
-        Json(product),
-    )
-        .into_response())
+    Ok(([(AGE, age.as_str()), (CACHE_CONTROL, "no-cache")], Json(product)).into_response())
 }

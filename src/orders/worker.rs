@@ -27,33 +27,21 @@ pub(super) fn start(orders: &Orders, config: &Config, workers: &Workers) {
         let (orders, poll_interval) = (orders.clone(), config.worker.poll_interval);
         // a job waits for the catalogue in the middle of its transaction
         let timeout = config.database.statement_timeout + config.catalog.timeout;
-        workers.spawn("orders", move |claim_nothing| {
-            work(orders.clone(), timeout, poll_interval, claim_nothing)
-        });
+        workers.spawn("orders", move |claim_nothing| work(orders.clone(), timeout, poll_interval, claim_nothing));
     }
 }
 
-async fn work(
-    orders: Orders,
-    timeout: Duration,
-    poll_interval: Duration,
-    claim_nothing: CancellationToken,
-) {
+async fn work(orders: Orders, timeout: Duration, poll_interval: Duration, claim_nothing: CancellationToken) {
     while !claim_nothing.is_cancelled() {
-        let found = match orders
-            .postgres
-            .run_for(timeout, |connection| {
-                settle_one(orders.clone(), connection).boxed()
-            })
-            .await
-        {
-            Ok(found) => found,
-            Err(error) => {
-                tracing::warn!(%error, "cannot work on orders");
-                metrics::counter!("worker_jobs_total", "outcome" => "failed").increment(1);
-                Found::Nothing
-            }
-        };
+        let found =
+            match orders.postgres.run_for(timeout, |connection| settle_one(orders.clone(), connection).boxed()).await {
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot work on orders");
+                    metrics::counter!("worker_jobs_total", "outcome" => "failed").increment(1);
+                    Found::Nothing
+                }
+            };
         match found {
             Found::Order => orders.feed.wake(),
             Found::Nothing => {
@@ -86,24 +74,12 @@ async fn settle_one(orders: Orders, connection: &mut PgConnection) -> Result<Fou
     let Some(job) = claim(&mut transaction).await? else {
         return Ok(Found::Nothing);
     };
-    let _guard = orders
-        .in_flight
-        .enter(Kind::Job, format!("order {}", job.id));
+    let _guard = orders.in_flight.enter(Kind::Job, format!("order {}", job.id));
     let outcome = match orders.catalog.reserve(job.id, &job.sku, job.quantity).await {
-        Ok(Reservation::Accepted) => {
-            settle(&mut transaction, &job, Status::Confirmed, None).await?
-        }
-        Ok(Reservation::Declined(reason)) => {
-            settle(&mut transaction, &job, Status::Rejected, Some(&reason)).await?
-        }
+        Ok(Reservation::Accepted) => settle(&mut transaction, &job, Status::Confirmed, None).await?,
+        Ok(Reservation::Declined(reason)) => settle(&mut transaction, &job, Status::Rejected, Some(&reason)).await?,
         Err(error) if error.is_refusal() && job.refusals + 1 >= MAX_REFUSALS => {
-            settle(
-                &mut transaction,
-                &job,
-                Status::Rejected,
-                Some(&error.to_string()),
-            )
-            .await?
+            settle(&mut transaction, &job, Status::Rejected, Some(&error.to_string())).await?
         }
         Err(error) => postpone(&mut transaction, &job, &error).await?,
     };
@@ -131,32 +107,19 @@ async fn settle(
     status: Status,
     reason: Option<&str>,
 ) -> Result<&'static str, sqlx::Error> {
-    sqlx::query!(
-        "UPDATE orders SET status = $2, reason = $3 WHERE id = $1",
-        job.id,
-        status.name(),
-        reason
-    )
-    .execute(&mut *connection)
-    .await?;
-    sqlx::query!(
-        "INSERT INTO order_events (order_id, status) VALUES ($1, $2)",
-        job.id,
-        status.name()
-    )
-    .execute(&mut *connection)
-    .await?;
+    sqlx::query!("UPDATE orders SET status = $2, reason = $3 WHERE id = $1", job.id, status.name(), reason)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query!("INSERT INTO order_events (order_id, status) VALUES ($1, $2)", job.id, status.name())
+        .execute(&mut *connection)
+        .await?;
     tracing::info!(order = %job.id, status = status.name(), reason, "order settled");
     Ok(status.name())
 }
 
 /// Lets the order wait: 1 s at first, 30 s at most. While the catalogue is away it waits without end; what the
 /// catalogue refuses is counted.
-async fn postpone(
-    connection: &mut PgConnection,
-    job: &Job,
-    error: &grpc::Error,
-) -> Result<&'static str, sqlx::Error> {
+async fn postpone(connection: &mut PgConnection, job: &Job, error: &grpc::Error) -> Result<&'static str, sqlx::Error> {
     tracing::warn!(order = %job.id, %error, attempts = job.attempts, "order waits");
     sqlx::query!(
         "UPDATE orders SET attempts = attempts + 1, refusals = refusals + $2,

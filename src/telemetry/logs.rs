@@ -24,47 +24,27 @@ pub struct Writer {
 }
 
 /// Lines that were lost to a full queue. Read when metrics are.
-static QUEUED: std::sync::OnceLock<tracing_appender::non_blocking::ErrorCounter> =
-    std::sync::OnceLock::new();
+static QUEUED: std::sync::OnceLock<tracing_appender::non_blocking::ErrorCounter> = std::sync::OnceLock::new();
 
 /// Installs the subscriber. The level is `RUST_LOG`'s, `info` by default.
-pub(super) fn start(
-    format: LogFormat,
-    tracer: Option<SdkTracer>,
-) -> Result<Writer, TelemetryError> {
-    let directives = std::env::var(EnvFilter::DEFAULT_ENV)
-        .ok()
-        .filter(|directives| !directives.is_empty());
+pub(super) fn start(format: LogFormat, tracer: Option<SdkTracer>) -> Result<Writer, TelemetryError> {
+    let directives = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|directives| !directives.is_empty());
     let filter = EnvFilter::builder().parse(directives.as_deref().unwrap_or("info"))?;
-    let (queue, worker) = NonBlockingBuilder::default()
-        .buffered_lines_limit(QUEUE)
-        .lossy(true)
-        .finish(Stdout);
+    let (queue, worker) = NonBlockingBuilder::default().buffered_lines_limit(QUEUE).lossy(true).finish(Stdout);
     let _ = QUEUED.set(queue.error_counter());
     let lines = tracing_subscriber::fmt::layer().with_writer(queue);
     let lines = match format {
-        LogFormat::Json => lines
-            .json()
-            .flatten_event(true)
-            .with_span_list(false)
-            .boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
         LogFormat::Pretty => lines.with_target(false).boxed(),
     };
     let spans = tracer.map(|tracer| tracing_opentelemetry::layer().with_tracer(tracer));
-    tracing_subscriber::registry()
-        .with(spans)
-        .with(lines)
-        .with(filter)
-        .init();
+    tracing_subscriber::registry().with(spans).with(lines).with(filter).init();
     Ok(Writer { _worker: worker })
 }
 
 /// Brings the counter of lost lines up to date.
 pub(super) fn report() {
-    let queued = QUEUED.get().map_or(
-        0,
-        tracing_appender::non_blocking::ErrorCounter::dropped_lines,
-    );
+    let queued = QUEUED.get().map_or(0, tracing_appender::non_blocking::ErrorCounter::dropped_lines);
     metrics::counter!(DROPPED, "reason" => "queue full").absolute(queued as u64);
 }
 

@@ -8,9 +8,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use crate::lifecycle::{Kind, Lifecycle, Phase};
 
 /// Bounds in seconds: OpenTelemetry's advice for `http.server.request.duration`.
-const SECONDS: [f64; 14] = [
-    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-];
+const SECONDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -52,16 +50,15 @@ impl Metrics {
 /// Reads the gauges of the process's own life.
 pub fn report(lifecycle: &Lifecycle, main: &tokio::runtime::Handle) {
     for kind in Kind::ALL {
-        metrics::gauge!("in_flight", "kind" => kind.name())
-            .set(lifecycle.in_flight().count(kind) as f64);
+        metrics::gauge!("in_flight", "kind" => kind.name()).set(lifecycle.in_flight().count(kind) as f64);
     }
     for phase in Phase::ALL {
-        metrics::gauge!("lifecycle_phase", "phase" => phase.name())
-            .set(u8::from(lifecycle.phase() == phase));
+        metrics::gauge!("lifecycle_phase", "phase" => phase.name()).set(u8::from(lifecycle.phase() == phase));
     }
     for step in lifecycle.steps() {
         if let Some((outcome, took)) = step.ended {
-            metrics::gauge!("lifecycle_step_duration_seconds", "step" => step.step, "outcome" => outcome.name()).set(took);
+            metrics::gauge!("lifecycle_step_duration_seconds", "step" => step.step, "outcome" => outcome.name())
+                .set(took);
         }
     }
     for (check, report) in lifecycle.readiness().report() {
@@ -71,69 +68,33 @@ pub fn report(lifecycle: &Lifecycle, main: &tokio::runtime::Handle) {
     metrics::gauge!("tokio_workers").set(runtime.num_workers() as f64);
     metrics::gauge!("tokio_alive_tasks").set(runtime.num_alive_tasks() as f64);
     metrics::gauge!("tokio_global_queue_depth").set(runtime.global_queue_depth() as f64);
-    metrics::gauge!("process_resident_memory_bytes")
-        .set(lifecycle.liveness().vitals().resident_memory as f64);
+    metrics::gauge!("process_resident_memory_bytes").set(lifecycle.liveness().vitals().resident_memory as f64);
     if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
         metrics::gauge!("process_open_fds").set(open.count() as f64);
     }
 }
 
 fn describe() {
-    use metrics::{
-        describe_counter as counter, describe_gauge as gauge, describe_histogram as histogram,
-    };
-    histogram!(
-        "http_server_request_duration_seconds",
-        "From a request's head to the head of its answer."
-    );
-    gauge!(
-        "http_server_connections",
-        "Open connections of the public server."
-    );
-    counter!(
-        "http_server_timeouts_total",
-        "Peers that took too long, by what for."
-    );
-    counter!(
-        "http_server_shed_total",
-        "Requests turned away with 503 by this process's own limits."
-    );
-    counter!(
-        "http_server_cut_total",
-        "Requests and streams that outlasted the drain."
-    );
-    counter!(
-        "http_server_bad_requests_total",
-        "Requests that are not HTTP."
-    );
-    counter!(
-        "http_server_accept_errors_total",
-        "Connections that could not be accepted."
-    );
+    use metrics::{describe_counter as counter, describe_gauge as gauge, describe_histogram as histogram};
+    histogram!("http_server_request_duration_seconds", "From a request's head to the head of its answer.");
+    gauge!("http_server_connections", "Open connections of the public server.");
+    counter!("http_server_timeouts_total", "Peers that took too long, by what for.");
+    counter!("http_server_shed_total", "Requests turned away with 503 by this process's own limits.");
+    counter!("http_server_cut_total", "Requests and streams that outlasted the drain.");
+    counter!("http_server_bad_requests_total", "Requests that are not HTTP.");
+    counter!("http_server_accept_errors_total", "Connections that could not be accepted.");
     gauge!("in_flight", "What is under way.");
     gauge!("lifecycle_phase", "1 for the phase the process is in.");
-    gauge!(
-        "lifecycle_step_duration_seconds",
-        "What a step of the stop took."
-    );
+    gauge!("lifecycle_step_duration_seconds", "What a step of the stop took.");
     gauge!("readiness_check_passing", "1 while the check passes.");
     gauge!("db_client_connections", "Connections of the pool.");
-    gauge!(
-        "db_client_connections_max",
-        "Connections the pool may have."
-    );
+    gauge!("db_client_connections_max", "Connections the pool may have.");
     counter!("log_lines_dropped_total", "Log lines lost, by why.");
-    counter!(
-        "worker_restarts_total",
-        "Workers that fell and were started again."
-    );
+    counter!("worker_restarts_total", "Workers that fell and were started again.");
     counter!("worker_jobs_total", "Jobs, by how they ended.");
     gauge!("tokio_workers", "Threads of the main runtime.");
     gauge!("tokio_alive_tasks", "Live tasks of the main runtime.");
-    gauge!(
-        "tokio_global_queue_depth",
-        "Tasks that wait for a thread of the main runtime."
-    );
+    gauge!("tokio_global_queue_depth", "Tasks that wait for a thread of the main runtime.");
     gauge!("process_resident_memory_bytes", "Memory in use.");
     gauge!("process_open_fds", "Open file descriptors.");
     gauge!("build_info", "1; the labels say what runs.");

@@ -38,11 +38,7 @@ impl Telemetry {
         let traces = traces::Traces::from_env()?;
         let logs = logs::start(settings.log_format, traces.tracer())?;
         let metrics = metrics::Metrics::install()?;
-        Ok(Self {
-            _logs: logs,
-            traces,
-            metrics,
-        })
+        Ok(Self { _logs: logs, traces, metrics })
     }
 
     /// For `/metrics`.
@@ -62,10 +58,7 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut line = Vec::new();
     for cause in causes.map(ToString::to_string) {
         // many errors already end with their source's message
-        if !line
-            .last()
-            .is_some_and(|last: &String| last.ends_with(&cause))
-        {
+        if !line.last().is_some_and(|last: &String| last.ends_with(&cause)) {
             line.push(cause);
         }
     }

@@ -12,10 +12,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::TelemetryError;
 
-const ENDPOINTS: [&str; 2] = [
-    "OTEL_EXPORTER_OTLP_ENDPOINT",
-    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-];
+const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
 
 /// The exporter, if there is one. Cloning shares it.
 #[derive(Debug, Clone)]
@@ -23,33 +20,22 @@ pub struct Traces(Option<SdkTracerProvider>);
 
 impl Traces {
     pub(super) fn from_env() -> Result<Self, TelemetryError> {
-        let wanted = ENDPOINTS
-            .iter()
-            .any(|name| std::env::var(name).is_ok_and(|value| !value.is_empty()));
+        let wanted = ENDPOINTS.iter().any(|name| std::env::var(name).is_ok_and(|value| !value.is_empty()));
         if !wanted {
             return Ok(Self(None));
         }
-        let exporter = opentelemetry_otlp::SpanExporter::builder()
-            .with_tonic()
-            .build()?;
+        let exporter = opentelemetry_otlp::SpanExporter::builder().with_tonic().build()?;
         let mut resource = Resource::builder();
         if std::env::var_os("OTEL_SERVICE_NAME").is_none() {
             resource = resource.with_service_name(env!("CARGO_PKG_NAME"));
         }
         let version = opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
         let resource = resource.with_attribute(version).build();
-        Ok(Self(Some(
-            SdkTracerProvider::builder()
-                .with_batch_exporter(exporter)
-                .with_resource(resource)
-                .build(),
-        )))
+        Ok(Self(Some(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())))
     }
 
     pub(super) fn tracer(&self) -> Option<SdkTracer> {
-        self.0
-            .as_ref()
-            .map(|provider| provider.tracer(env!("CARGO_PKG_NAME")))
+        self.0.as_ref().map(|provider| provider.tracer(env!("CARGO_PKG_NAME")))
     }
 
     /// Sends what has not been sent. Runs on a thread of its own: the SDK blocks, and would wait for ever for an
@@ -60,11 +46,7 @@ impl Traces {
         let close = move || {
             let _ = done.send(provider.shutdown());
         };
-        if std::thread::Builder::new()
-            .name("traces".to_owned())
-            .spawn(close)
-            .is_err()
-        {
+        if std::thread::Builder::new().name("traces".to_owned()).spawn(close).is_err() {
             return;
         }
         if let Ok(Err(error)) = closed.await {

@@ -31,7 +31,9 @@ async fn child(service: &Service) -> Pid {
 #[tokio::test]
 async fn as_pid_1_it_stops_in_order() {
     let world = World::new().await;
-    let Some(service) = spawn(&world).await else { return };
+    let Some(service) = spawn(&world).await else {
+        return;
+    };
     service.ready().await;
     kill_process(child(&service).await, Signal::TERM).expect("it runs");
     assert_eq!(service.exit(s(10)).await.code, Some(0));
@@ -42,7 +44,9 @@ async fn as_pid_1_it_stops_in_order() {
 async fn as_pid_1_it_hears_a_signal_from_the_first_instant() {
     let world = World::new().await;
     for _ in 0..5 {
-        let Some(service) = spawn(&world).await else { return };
+        let Some(service) = spawn(&world).await else {
+            return;
+        };
         let child = child(&service).await;
         // Before that the kernel would throw it away.
         eventually("it handles SIGTERM", s(5), async || crate::start::handles(child, Signal::TERM)).await;

@@ -166,7 +166,9 @@ async fn connect(client: TcpStream, server: (String, u16), mut modes: watch::Rec
             TcpStream::connect((server.0.as_str(), server.1)).await.ok()
         } => opened,
     };
-    let Some(upstream) = opened else { return cut(&client).await };
+    let Some(upstream) = opened else {
+        return cut(&client).await;
+    };
     let _ = client.set_nodelay(true).and_then(|()| upstream.set_nodelay(true));
     let (mut client_in, mut client_out) = client.into_split();
     let (mut upstream_in, mut upstream_out) = upstream.into_split();

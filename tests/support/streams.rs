@@ -156,7 +156,9 @@ impl WebSocket {
     pub(crate) async fn next(&mut self) -> Option<Value> {
         loop {
             match self.message().await? {
-                Message::Text(text) => return Some(serde_json::from_str(&text).expect("a message is JSON")),
+                Message::Text(text) => {
+                    return Some(serde_json::from_str(&text).expect("a message is JSON"));
+                }
                 Message::Close(_) => return None,
                 _ => {}
             }

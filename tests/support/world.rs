@@ -31,7 +31,9 @@ impl World {
             .set("database.max_connections", 4)
             .set("readiness.interval", "200ms")
             .set("worker.poll_interval", "100ms")
-            .set("lifecycle.drain_delay", "200ms");
+            .set("lifecycle.drain_delay", "200ms")
+            // Leaves room in the deadline for a test that wants a long delay.
+            .set("lifecycle.drain_timeout", "5s");
         match &self.catalog {
             Some(catalog) => launch.set("catalog.endpoint", catalog.endpoint()),
             None => launch.set("readiness.catalog", "advisory"),
