@@ -4,17 +4,19 @@
 //! and the environment over it (see [`load`]). A setting that is read anywhere is a field here.
 
 mod load;
+mod values;
 
-use std::fmt::{self, Display};
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 pub use load::{Fault, InvalidConfig};
+pub use values::DatabaseUrl;
+use values::{duration, limit};
 
 /// How much longer than the deadline the grace period must be: the time a kubelet may take from a container's exit to
 /// seeing it, and the clock's start before ours.
@@ -280,7 +282,7 @@ impl Readiness {
 
 impl Database {
     fn check(&self, check: &mut Check<'_>) {
-        if self.url.0.is_empty() {
+        if self.url.reveal().is_empty() {
             check.fault(
                 "database.url",
                 "nothing".to_owned(),
@@ -345,88 +347,5 @@ impl Check<'_> {
         if !allowed.contains(&value) {
             self.fault(setting, text(value), format!("{} to {}", text(*allowed.start()), text(*allowed.end())));
         }
-    }
-}
-
-/// A connection URL. What prints it shows no password; [`DatabaseUrl::reveal`] does.
-#[derive(Clone, Deserialize)]
-pub struct DatabaseUrl(String);
-
-impl DatabaseUrl {
-    /// The URL as it was given.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-
-    fn is_well_formed(&self) -> bool {
-        let scheme = self.0.split_once("://").map(|(scheme, _)| scheme);
-        matches!(scheme, Some("postgres" | "postgresql")) && sqlx::postgres::PgConnectOptions::from_str(&self.0).is_ok()
-    }
-}
-
-impl Display for DatabaseUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some((scheme, rest)) = self.0.split_once("://") else {
-            return f.write_str(if self.0.is_empty() { "" } else { "***" });
-        };
-        // The last @ ends the credentials, should one stand unescaped in the password; `?password=` is one more way in.
-        let (credentials, place) = rest.rsplit_once('@').map_or((None, rest), |(login, place)| (Some(login), place));
-        let place = place.split_once('?').map_or(place, |(place, _)| place);
-        match credentials.map(|login| login.split_once(':').map_or(login, |(user, _)| user)) {
-            Some(user) => write!(f, "{scheme}://{user}:***@{place}"),
-            None => write!(f, "{scheme}://{place}"),
-        }
-    }
-}
-
-impl fmt::Debug for DatabaseUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Display::fmt(self, f)
-    }
-}
-
-impl Serialize for DatabaseUrl {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-/// Durations as people write them: `5s`, `250ms`, `1m30s`.
-mod duration {
-    use super::{Deserialize, Deserializer, Duration, Serializer};
-
-    pub(super) fn text(duration: Duration) -> String {
-        humantime::format_duration(duration).to_string().replace(' ', "")
-    }
-
-    pub(super) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&text(*duration))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        humantime::parse_duration(&String::deserialize(deserializer)?)
-            .map_err(|_| serde::de::Error::custom("allowed is a duration such as 5s, 250ms or 1m30s"))
-    }
-}
-
-/// A limit, or `off`.
-mod limit {
-    use super::{Deserialize, Deserializer, Display, FromStr, Serializer};
-
-    pub(super) fn serialize<T: Display, S: Serializer>(limit: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
-        match limit {
-            Some(limit) => serializer.collect_str(limit),
-            None => serializer.serialize_str("off"),
-        }
-    }
-
-    pub(super) fn deserialize<'de, T: FromStr, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        if text == "off" {
-            return Ok(None);
-        }
-        text.parse()
-            .map(Some)
-            .map_err(|_| serde::de::Error::custom("allowed is a limit such as 10000 or 512MiB, or off"))
     }
 }
