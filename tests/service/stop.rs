@@ -83,7 +83,8 @@ async fn during_the_delay_it_is_unready_and_answers_everything() {
 #[tokio::test]
 async fn idle_connections_do_not_hold_it_up() {
     let world = World::new().await;
-    let service = world.serve().await;
+    // Half a head is waited for as long as at any other time.
+    let service = world.service().set("http.header_timeout", "1s").ready().await;
     let address = service.http().await;
     let (mut silent, mut idle, mut half) =
         (Raw::connect(address).await, Raw::connect(address).await, Raw::connect(address).await);

@@ -75,8 +75,13 @@ impl Service {
     /// Waits until it is ready for requests, but no longer.
     pub(crate) async fn ready_within(&self, time: Duration) {
         let ready = async || {
-            let reply = self.probe("/readyz").await;
-            if reply.status == 200 { Ok(()) } else { Err(reply.text()) }
+            assert!(self.ended().is_none(), "the service has ended: {:?}", self.ended());
+            match self.try_probe("/readyz").await {
+                Ok(reply) if reply.status == 200 => Ok(()),
+                Ok(reply) => Err(reply.text()),
+                // Where its addresses were given, it may not listen there yet.
+                Err(error) => Err(error.to_string()),
+            }
         };
         eventually("the service is ready", time, ready).await;
         self.http().await;
