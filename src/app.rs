@@ -69,7 +69,7 @@ fn compose(
     let orders = Orders::new(&postgres, &catalog, lifecycle.in_flight(), http.drain_signal());
     orders.start(config, lifecycle, &workers);
     let router = http::docs::documented(Orders::api()).with_state(orders);
-    let router = Middleware::new(&config.http, lifecycle.in_flight()).around(router);
+    let router = Middleware::new(&config.http, lifecycle).around(router);
 
     let metrics = telemetry.metrics();
     lifecycle.background(metrics.clone().upkeep());
@@ -97,7 +97,7 @@ fn compose(
     let (finish, hand_back) = (workers.clone(), workers);
     let plan = Plan::default()
         .step("unready", AT_ONCE, async move { unready.claim_nothing() })
-        .step("drain_delay", budget.drain_delay + AT_ONCE, async move { delay.drain_delay().await })
+        .step("drain_delay", budget.drain_delay, async move { delay.drain_delay().await })
         .step("stop_accepting", AT_ONCE, async move { stop.stop_accepting().await })
         .step("drain_http", budget.drain_timeout, async move { drain.drain().await })
         .or_cut(move || cut.cut())

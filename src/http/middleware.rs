@@ -24,7 +24,7 @@ use super::Problem;
 use super::guarded::Guarded;
 use super::problem::form;
 use crate::config;
-use crate::lifecycle::{Guard, InFlight, Kind};
+use crate::lifecycle::{Guard, InFlight, Kind, Lifecycle};
 use crate::telemetry;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -35,7 +35,7 @@ const CLIENT_CLOSED_REQUEST: u16 = 499;
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct Middleware {
-    in_flight: InFlight,
+    lifecycle: Lifecycle,
     admission: Arc<Semaphore>,
     request_timeout: Duration,
     body_limit: usize,
@@ -59,9 +59,9 @@ impl Deadline {
 
 impl Middleware {
     /// With the limits that the settings give.
-    pub fn new(http: &config::Http, in_flight: &InFlight) -> Self {
+    pub fn new(http: &config::Http, lifecycle: &Lifecycle) -> Self {
         Self {
-            in_flight: in_flight.clone(),
+            lifecycle: lifecycle.clone(),
             admission: Arc::new(Semaphore::new(http.max_in_flight)),
             request_timeout: http.request_timeout,
             body_limit: usize::try_from(http.body_limit.as_u64()).unwrap_or(usize::MAX),
@@ -154,7 +154,7 @@ impl Drop for Exchange {
 }
 
 async fn observe(State(middleware): State<Middleware>, request: Request, next: Next) -> Response {
-    let mut exchange = Exchange::new(&request, &middleware.in_flight);
+    let mut exchange = Exchange::new(&request, middleware.lifecycle.in_flight());
     let span = exchange.span.clone();
     let mut response = next.run(request).instrument(span).await;
     exchange.answered(&response);
@@ -165,18 +165,25 @@ async fn observe(State(middleware): State<Middleware>, request: Request, next: N
     response.map(|body| Body::new(Guarded::new(body, exchange)))
 }
 
-/// Turns a request away at once where `max_in_flight` are under way: a queue would only make all of them late. A
-/// stream gives its place back when it streams; the number of connections bounds those.
+/// Turns a request away at once where `max_in_flight` are under way, for a queue would only make all of them late, or
+/// where memory is short. A stream gives its place back when it streams; the number of connections bounds those.
 async fn admit(State(middleware): State<Middleware>, request: Request, next: Next) -> Response {
+    if middleware.lifecycle.liveness().is_short_of_memory() {
+        return shed("memory", "this instance is short of memory; try again in a moment");
+    }
     let Ok(place) = middleware.admission.try_acquire_owned() else {
-        metrics::counter!("http_server_shed_total", "reason" => "max_in_flight").increment(1);
-        return Problem::unavailable("too many requests are under way; try again in a moment").into_response();
+        return shed("max_in_flight", "too many requests are under way; try again in a moment");
     };
     let response = next.run(request).await;
     match is_event_stream(&response) || response.status() == StatusCode::SWITCHING_PROTOCOLS {
         true => response,
         false => response.map(|body| Body::new(Guarded::new(body, place))),
     }
+}
+
+fn shed(reason: &'static str, detail: &str) -> Response {
+    metrics::counter!("http_server_shed_total", "reason" => reason).increment(1);
+    Problem::unavailable(detail).into_response()
 }
 
 /// Bounds the time to the head of the answer: 408 where the request's own body was still on its way, 504 otherwise.

@@ -11,12 +11,14 @@
 //! | `deadline` | the thread that ends the process when all else fails |
 //! | `readiness` | checks of what the service depends on, behind `/readyz` |
 //! | `watchdog` | whether the process itself is alive, behind `/livez` |
+//! | `memory` | what the process uses, and what its container may |
 //! | `workers` | supervised background work |
 //! | `in_flight` | what is under way right now |
 
 mod control;
 mod deadline;
 mod in_flight;
+mod memory;
 mod phase;
 mod plan;
 mod readiness;

@@ -13,6 +13,9 @@ use serde::Serialize;
 
 use super::{Lifecycle, Phase};
 
+/// Timers fire late on a busy machine: what ends with its budget has not outlasted it.
+const SLACK: Duration = Duration::from_millis(100);
+
 /// The steps of a stop, in order.
 #[must_use = "a plan stops nothing until it is handed to `Control::run`"]
 #[derive(Debug, Default)]
@@ -95,7 +98,8 @@ impl Plan {
         for (index, step) in self.steps.into_iter().enumerate() {
             let began = Instant::now();
             lifecycle.0.steps.lock()[index].began = Some(began);
-            let outcome = match tokio::time::timeout(step.budget, AssertUnwindSafe(step.work).catch_unwind()).await {
+            let limit = step.budget + SLACK;
+            let outcome = match tokio::time::timeout(limit, AssertUnwindSafe(step.work).catch_unwind()).await {
                 Ok(Ok(())) => Outcome::Done,
                 Ok(Err(_panic)) => Outcome::Failed,
                 Err(_elapsed) => {

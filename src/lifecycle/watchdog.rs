@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tokio::runtime::Handle;
 
-use super::Lifecycle;
+use super::{Lifecycle, memory};
 use crate::config;
 
 const TICK: Duration = Duration::from_millis(250);
@@ -29,6 +29,7 @@ pub struct Liveness {
     stalled_millis: AtomicU64,
     tasks: AtomicUsize,
     resident_memory: AtomicU64,
+    memory_limit: Option<u64>,
 }
 
 /// What `/livez` says.
@@ -54,7 +55,8 @@ impl Liveness {
             started: AtomicBool::new(false),
             stalled_millis: AtomicU64::new(0),
             tasks: AtomicUsize::new(0),
-            resident_memory: AtomicU64::new(0),
+            resident_memory: AtomicU64::new(memory::resident().unwrap_or(0)),
+            memory_limit: memory::limit(),
         }
     }
 
@@ -66,6 +68,12 @@ impl Liveness {
     /// Whether the main runtime runs what it is given.
     pub fn is_running(&self) -> bool {
         self.stalled_for() < self.stall_threshold
+    }
+
+    /// Whether the container's memory limit is near, so that new requests had better go elsewhere. That is no reason to
+    /// restart: what is under way would be lost.
+    pub fn is_short_of_memory(&self) -> bool {
+        memory::is_short(self.resident_memory.load(Ordering::Relaxed), self.memory_limit)
     }
 
     /// The vital signs, and what is wrong with them.
@@ -119,7 +127,7 @@ pub(super) async fn watch(lifecycle: Lifecycle, main: Handle) {
             );
         }
         liveness.tasks.store(main.metrics().num_alive_tasks(), Ordering::Relaxed);
-        liveness.resident_memory.store(resident_memory().unwrap_or(0), Ordering::Relaxed);
+        liveness.resident_memory.store(memory::resident().unwrap_or(0), Ordering::Relaxed);
     }
 }
 
@@ -135,12 +143,4 @@ fn beat(main: &Handle, lifecycle: &Lifecycle) -> Arc<AtomicBool> {
         main,
     );
     beaten
-}
-
-/// Bytes of this process in memory, where the system tells.
-fn resident_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(kib * 1024)
 }

@@ -1,0 +1,41 @@
+//! How much memory the process uses, and how much its container may.
+
+use std::fs;
+
+/// Past this share of the limit new requests are turned away: what is under way needs the rest.
+const SHORT: f64 = 0.9;
+
+/// Bytes of this process in memory, where the system tells.
+pub(super) fn resident() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// Bytes at which the kernel kills it: the cgroup's limit (version 2, then 1), where there is one.
+pub(super) fn limit() -> Option<u64> {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let path = |controller: &str| {
+        let mut groups = own.lines().filter_map(|line| line.splitn(3, ':').skip(1).collect::<Vec<_>>().try_into().ok());
+        let group = groups.find_map(|[controllers, path]: [&str; 2]| {
+            controllers.split(',').any(|name| name == controller).then_some(path)
+        });
+        group.unwrap_or_default().trim_end_matches('/').to_owned()
+    };
+    // inside a container the hierarchy often begins at its own group, whatever path it has outside
+    let candidates = [
+        format!("/sys/fs/cgroup{}/memory.max", path("")),
+        "/sys/fs/cgroup/memory.max".to_owned(),
+        format!("/sys/fs/cgroup/memory{}/memory.limit_in_bytes", path("memory")),
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes".to_owned(),
+    ];
+    let limit = candidates.iter().find_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok());
+    // version 1 says "none" with a number that no machine has
+    limit.filter(|limit| *limit < 1 << 50)
+}
+
+/// Whether the limit is near.
+pub(super) fn is_short(resident: u64, limit: Option<u64>) -> bool {
+    limit.is_some_and(|limit| resident as f64 > limit as f64 * SHORT)
+}
