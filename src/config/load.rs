@@ -69,7 +69,11 @@ impl Config {
         )
     }
 
-    fn from_env(env: impl Iterator<Item = (String, String)>) -> Result<Self, InvalidConfig> {
+    /// The same from another environment than the process's.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn from_env(env: impl Iterator<Item = (String, String)>) -> Result<Self, InvalidConfig> {
         let mut faults = Vec::new();
         let env = Env::read(env, &mut faults);
 
