@@ -16,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     audit::{self, Audit},
-    client::{Call, Connection, Failure, Lost, Unanswered, Version},
+    client::{Call, Failure, Lost, Version},
     report::{Kind, Recorder},
+    requests::Client,
     streams::Feed,
 };
 
@@ -63,7 +64,7 @@ impl Shop {
     }
 
     /// The next request of the mix: mostly reads from the cache, some from the database, some that write.
-    fn next(&self) -> (Call, Expected) {
+    pub(crate) fn next(&self) -> (Call, Expected) {
         let turn = self.turn();
         match turn % self.sizes.orders {
             0 => return (self.order(), Expected::New),
@@ -95,7 +96,8 @@ impl Shop {
         Ok(())
     }
 
-    async fn think(&self) {
+    /// The time that a person would take, or the next caller.
+    pub(crate) async fn think(&self) {
         let twice = self.sizes.think.as_micros() as u64 * 2;
         sleep(Duration::from_micros(scatter(self.turn()) % twice.max(1))).await;
     }
@@ -114,79 +116,6 @@ pub(crate) fn scatter(number: u64) -> u64 {
     let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     mixed ^ (mixed >> 31)
-}
-
-/// A client that keeps its connection, or does not. The requests of one HTTP/2 client share it.
-#[derive(Debug)]
-struct Client {
-    kind: Kind,
-    kept: tokio::sync::Mutex<Option<Connection>>,
-}
-
-/// A stream may be refused by one server after another; by so many, something is wrong.
-const TRIES: usize = 10;
-
-impl Client {
-    fn version(&self) -> Version {
-        match self.kind {
-            Kind::Http2 | Kind::Http2PerRequest => Version::Http2,
-            Kind::KeepAlive | Kind::PerRequest | Kind::WebSocket | Kind::Sse => Version::Http1,
-        }
-    }
-
-    fn keeps(&self) -> bool {
-        matches!(self.kind, Kind::KeepAlive | Kind::Http2)
-    }
-
-    /// A connection to use, and whether it has been used before.
-    async fn connection(&self, shop: &Shop) -> Result<(Connection, bool), Lost> {
-        let mut kept = self.kept.lock().await;
-        if let Some(mut connection) = kept.take()
-            && connection.usable().await
-        {
-            *kept = connection.share();
-            return Ok((connection, true));
-        }
-        let connection = Connection::open(shop.address, self.version()).await?;
-        if self.keeps() {
-            *kept = connection.share();
-        }
-        Ok((connection, false))
-    }
-
-    async fn ask(&self, shop: &Shop, call: &Call) -> Result<Value, Lost> {
-        for _ in 0..TRIES {
-            let (mut connection, used) = self.connection(shop).await?;
-            match connection.ask(call).await {
-                Ok(answer) => {
-                    if self.kind == Kind::KeepAlive {
-                        *self.kept.lock().await = Some(connection);
-                    }
-                    return Ok(answer);
-                }
-                Err(Unanswered::Unsent) if used => shop.recorder.unsent(),
-                Err(Unanswered::Unsent) => {
-                    return Err(Lost::new(Failure::Cut, "a new connection was closed at once"));
-                }
-                Err(Unanswered::Refused) => {
-                    shop.recorder.refused();
-                    *self.kept.lock().await = None;
-                }
-                Err(Unanswered::Lost(lost)) => return Err(lost),
-            }
-        }
-        Err(Lost::new(Failure::Cut, "refused over and over"))
-    }
-
-    async fn work(self: Arc<Self>, shop: Shop, stop: CancellationToken) {
-        while !stop.is_cancelled() {
-            let (call, expected) = shop.next();
-            let at = shop.recorder.now();
-            let outcome = self.ask(&shop, &call).await.and_then(|answer| shop.check(&expected, &answer));
-            shop.recorder.ended(self.kind, at, outcome);
-            shop.think().await;
-        }
-    }
 }
 
 /// All clients of a run.
@@ -221,7 +150,7 @@ impl Load {
         let mut work = JoinSet::new();
         for kind in [Kind::KeepAlive, Kind::PerRequest, Kind::Http2, Kind::Http2PerRequest] {
             for _ in 0..sizes.clients {
-                let client = Arc::new(Client { kind, kept: tokio::sync::Mutex::default() });
+                let client = Client::new(kind);
                 for _ in 0..if kind == Kind::Http2 { sizes.streams_each } else { 1 } {
                     work.spawn(Arc::clone(&client).work(shop.clone(), stop_work.clone()));
                 }

@@ -15,6 +15,7 @@ mod kubectl;
 mod load;
 mod local;
 mod report;
+mod requests;
 mod streams;
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
