@@ -33,6 +33,9 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long after the listener closed an idle connection still waits for a request that is on its way.
 const LAST_MOMENT: Duration = Duration::from_millis(250);
 
+/// Between two looks at a connection that is to end as soon as it is idle.
+const DRAINING_LOOK: Duration = Duration::from_millis(10);
+
 /// How long a connection that was closed in order is read and discarded, so that the kernel does not answer a late
 /// byte with RST, which would take the answer from the peer's own buffer (RFC 9112, section 9.6).
 const LINGER: Duration = Duration::from_secs(1);
@@ -41,6 +44,12 @@ const HTTP2_STREAMS: u32 = 200;
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
 const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_HEAD: usize = 64 * 1024;
+
+/// Why an HTTP/1 connection should end.
+enum End {
+    Idle,
+    HeadOverdue,
+}
 
 /// A connection that was accepted.
 pub(super) struct Connection {
@@ -113,16 +122,19 @@ impl Connection {
         let wire = self.wire(first, true);
         let service = hyper::service::service_fn(|request| self.call(request));
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).max_buf_size(MAX_HEAD).half_close(false);
+        // hyper's own timeout would end a connection that is merely idle as well, after 30 s
+        builder.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEAD);
         let mut connection = pin!(builder.serve_connection(wire, service).with_upgrades());
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = self.may_close() => {
-                // the kernel says that nothing waits, and hyper that nothing is under way: this ends with FIN
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-            () = self.head_overdue() => return self.time_out_head().await,
+            end = self.end() => match end {
+                End::Idle => {
+                    // the kernel says that nothing waits, and hyper that nothing is under way: this ends with FIN
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+                End::HeadOverdue => return self.time_out_head().await,
+            },
         };
         if let Err(error) = ended {
             self.note(&error);
@@ -199,49 +211,39 @@ impl Connection {
         self.traffic.has_more() || (self.traffic.body_is_read() && has_unread(&self.stream))
     }
 
-    /// Completes when an idle connection may be closed: it was idle for too long, or the service drains and nothing
-    /// of a request has arrived.
-    async fn may_close(&self) {
+    /// Completes when an HTTP/1 connection should end: it was idle for too long, or is idle while the service drains and
+    /// nothing of a request has arrived, or a head takes too long.
+    async fn end(&self) -> End {
+        let limits = &self.shared.limits;
         loop {
-            match self.traffic.activity() {
-                Activity::Idle(since) if self.shared.draining.is_cancelled() => {
-                    let calm = (since + LAST_MOMENT).max(self.shared.drain_began() + LAST_MOMENT);
-                    if calm <= Instant::now() && !has_unread(&self.stream) {
-                        return;
-                    }
-                    tokio::time::sleep_until(calm.max(Instant::now() + Duration::from_millis(5)).into()).await;
-                }
+            let now = Instant::now();
+            let draining = self.shared.draining.is_cancelled();
+            let due = match self.traffic.activity() {
+                Activity::Head(since) if now >= since + limits.header_timeout => return End::HeadOverdue,
+                Activity::Head(since) => since + limits.header_timeout,
                 Activity::Idle(since) => {
-                    let until = since + self.shared.limits.idle_timeout;
-                    if until <= Instant::now() && !has_unread(&self.stream) {
-                        count_timeout("idle");
-                        return;
+                    let due = match draining {
+                        true => since.max(self.shared.drain_began()) + LAST_MOMENT,
+                        false => since + limits.idle_timeout,
+                    };
+                    if now >= due && !has_unread(&self.stream) {
+                        if !draining {
+                            count_timeout("idle");
+                        }
+                        return End::Idle;
                     }
-                    self.until(until.max(Instant::now() + Duration::from_millis(5))).await;
+                    due
                 }
-                Activity::Head(_) | Activity::Busy if self.shared.draining.is_cancelled() => {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-                Activity::Head(_) | Activity::Busy => {
-                    self.until(Instant::now() + self.shared.limits.idle_timeout).await
-                }
+                Activity::Busy => now + limits.idle_timeout,
                 Activity::Upgraded => std::future::pending().await,
-            }
-        }
-    }
-
-    /// Completes when a head has taken too long.
-    async fn head_overdue(&self) {
-        let timeout = self.shared.limits.header_timeout;
-        loop {
-            let until = match self.traffic.activity() {
-                Activity::Head(since) if since.elapsed() >= timeout => return,
-                Activity::Head(since) => since + timeout,
-                Activity::Upgraded => std::future::pending().await,
-                // a head that begins right after this look is noticed late by no more than a tenth of its bound
-                Activity::Idle(_) | Activity::Busy => Instant::now() + timeout / 10,
             };
-            tokio::time::sleep_until(until.into()).await;
+            // what changes in between is noticed at the next look
+            let look = if draining { DRAINING_LOOK } else { limits.header_timeout / 4 };
+            let next = due.min(now + look).max(now + Duration::from_millis(1));
+            match draining {
+                true => tokio::time::sleep_until(next.into()).await,
+                false => self.until(next).await,
+            }
         }
     }
 
