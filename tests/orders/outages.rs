@@ -78,7 +78,9 @@ async fn an_exhausted_pool_is_503_within_the_time_to_get_a_connection() {
         blocker.close().await.expect("it closes");
     };
     let (stuck, ()) = tokio::join!(stuck, shed);
-    assert_eq!(stuck.status, 200, "it was only late");
+    // The worker and the feed may have had the connection instead.
+    assert!(matches!(stuck.status, 200 | 503), "{stuck:?}");
+    eventually("it serves", s(2), async || service.get(&path).await.status == 200).await;
 }
 
 #[tokio::test]
