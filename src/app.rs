@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::runtime::{Handle, Runtime};
 use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
 
 use crate::admin::{self, Admin};
 use crate::config::Config;
@@ -36,7 +37,10 @@ pub fn serve(config: &Config, control: Control, telemetry: &Telemetry) -> anyhow
 
 /// The contract of the public API.
 pub fn openapi() -> OpenApi {
-    http::docs::openapi(Orders::api())
+    http::docs::openapi([
+        // every resource's
+        Orders::api().into_openapi(),
+    ])
 }
 
 /// Makes every part; what of it takes time is the start, which this returns with the stop.
@@ -64,12 +68,13 @@ fn compose(
         move || catalog.clone().check()
     });
 
-    // what it does
+    // what it does: each resource begins its work in the background and adds its routes
     let workers = Workers::default();
+    let api = OpenApiRouter::new();
     let orders = Orders::new(&postgres, &catalog, lifecycle.in_flight(), http.drain_signal());
     orders.start(config, lifecycle, &workers);
-    let router = http::docs::documented(Orders::api()).with_state(orders);
-    let router = Middleware::new(&config.http, lifecycle).around(router);
+    let api = api.merge(Orders::api().with_state(orders));
+    let router = Middleware::new(&config.http, lifecycle).around(http::docs::documented(api));
 
     let metrics = telemetry.metrics();
     lifecycle.background(metrics.clone().upkeep());

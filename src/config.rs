@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use load::{Fault, InvalidConfig};
 pub use values::DatabaseUrl;
-use values::{duration, limit};
+use values::{address, duration, limit, size};
 
 /// How much longer than the deadline the grace period must be: the time a kubelet may take from a container's exit to
 /// seeing it, and the clock's start before ours.
@@ -45,6 +45,7 @@ pub struct Config {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct Http {
     /// Where to listen. Port 0 takes a free one, which the log names.
+    #[serde(deserialize_with = "address")]
     pub address: SocketAddr,
     /// From a request's head to the head of its answer.
     #[serde(with = "duration")]
@@ -56,6 +57,7 @@ pub struct Http {
     #[serde(with = "duration")]
     pub idle_timeout: Duration,
     /// The largest request body.
+    #[serde(deserialize_with = "size")]
     pub body_limit: ByteSize,
     /// Connections open at once.
     pub max_connections: usize,
@@ -67,6 +69,7 @@ pub struct Http {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct Admin {
     /// Where to listen. Port 0 takes a free one, which the log names.
+    #[serde(deserialize_with = "address")]
     pub address: SocketAddr,
 }
 
@@ -127,7 +130,7 @@ pub struct Readiness {
 
 /// What a failing check means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(try_from = "String", rename_all = "lowercase")]
 pub enum Policy {
     /// `/readyz` is 503 while it fails.
     Required,
@@ -187,12 +190,36 @@ pub struct Telemetry {
 
 /// How a log line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(try_from = "String", rename_all = "lowercase")]
 pub enum LogFormat {
     /// One JSON object a line, for machines.
     Json,
     /// Coloured text, for people.
     Pretty,
+}
+
+impl TryFrom<String> for Policy {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match text.as_str() {
+            "required" => Ok(Self::Required),
+            "advisory" => Ok(Self::Advisory),
+            _ => Err("allowed is required or advisory"),
+        }
+    }
+}
+
+impl TryFrom<String> for LogFormat {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match text.as_str() {
+            "json" => Ok(Self::Json),
+            "pretty" => Ok(Self::Pretty),
+            _ => Err("allowed is json or pretty"),
+        }
+    }
 }
 
 impl Config {

@@ -231,9 +231,13 @@ fn wrong_type(setting: &str, given: Option<&Value>, error: &config::ConfigError)
         false => given.map_or_else(String::new, |value| format!("{:?}", value.to_string())),
     };
     let problem = match error {
+        config::ConfigError::Type { expected, .. } if expected.contains("integer") => {
+            "allowed is a whole number".to_owned()
+        }
+        config::ConfigError::Type { expected: "a boolean", .. } => "allowed is true or false".to_owned(),
         config::ConfigError::Type { expected, .. } => format!("allowed is {expected}"),
-        config::ConfigError::Message(message) => message.clone(),
-        other => other.to_string(),
+        // what our own types say ends with config's " for key `…`"
+        other => other.to_string().split(" for key `").next().unwrap_or_default().to_owned(),
     };
     Fault { setting: setting.to_owned(), given: Some(given), problem }
 }

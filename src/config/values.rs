@@ -1,9 +1,11 @@
 //! How values are written: durations, limits, and a URL that keeps its password to itself.
 
 use std::fmt::{self, Display};
+use std::net::SocketAddr;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize, Serializer};
+use bytesize::ByteSize;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A connection URL. What prints it shows no password; [`DatabaseUrl::reveal`] does.
 #[derive(Clone, Deserialize)]
@@ -48,10 +50,23 @@ impl Serialize for DatabaseUrl {
     }
 }
 
+/// An address to listen on.
+pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| serde::de::Error::custom("allowed is an address and a port such as 0.0.0.0:8080"))
+}
+
+/// A size in bytes, with a unit.
+pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| serde::de::Error::custom("allowed is a size such as 1MiB or 512KiB"))
+}
+
 /// Durations as people write them: `5s`, `250ms`, `1m30s`.
 pub(super) mod duration {
     use std::time::Duration;
 
+    use bytesize::ByteSize;
     use serde::{Deserialize, Deserializer, Serializer};
 
     pub(crate) fn text(duration: Duration) -> String {
@@ -73,6 +88,7 @@ pub(super) mod limit {
     use std::fmt::Display;
     use std::str::FromStr;
 
+    use bytesize::ByteSize;
     use serde::{Deserialize, Deserializer, Serializer};
 
     pub(crate) fn serialize<T: Display, S: Serializer>(limit: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {

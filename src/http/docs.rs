@@ -5,15 +5,15 @@ use axum::routing::get;
 use utoipa::openapi::{InfoBuilder, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 
-/// The contract of these routes, under this service's name.
-pub fn openapi<S: Clone + Send + Sync + 'static>(api: OpenApiRouter<S>) -> OpenApi {
-    split(api).1
+/// One contract of several, under this service's name.
+pub fn openapi(parts: impl IntoIterator<Item = OpenApi>) -> OpenApi {
+    named(parts.into_iter().fold(OpenApi::default(), OpenApi::merge_from))
 }
 
 /// The routes, and their contract beside them.
-pub fn documented<S: Clone + Send + Sync + 'static>(api: OpenApiRouter<S>) -> Router<S> {
-    let (router, openapi) = split(api);
-    let json = axum::Json(openapi);
+pub fn documented(api: OpenApiRouter) -> Router {
+    let (router, openapi) = api.split_for_parts();
+    let json = axum::Json(named(openapi));
     let router = router.route("/openapi.json", get(async move || json.clone()));
     #[cfg(feature = "docs")]
     let router = {
@@ -23,9 +23,8 @@ pub fn documented<S: Clone + Send + Sync + 'static>(api: OpenApiRouter<S>) -> Ro
     router
 }
 
-fn split<S: Clone + Send + Sync + 'static>(api: OpenApiRouter<S>) -> (Router<S>, OpenApi) {
-    let (router, mut openapi) = api.split_for_parts();
+fn named(mut openapi: OpenApi) -> OpenApi {
     let info = InfoBuilder::new().title(env!("CARGO_PKG_NAME")).version(env!("CARGO_PKG_VERSION"));
     openapi.info = info.description(Some(env!("CARGO_PKG_DESCRIPTION"))).build();
-    (router, openapi)
+    openapi
 }
