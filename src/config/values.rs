@@ -66,7 +66,6 @@ pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteSiz
 pub(super) mod duration {
     use std::time::Duration;
 
-    use bytesize::ByteSize;
     use serde::{Deserialize, Deserializer, Serializer};
 
     pub(crate) fn text(duration: Duration) -> String {
@@ -88,7 +87,6 @@ pub(super) mod limit {
     use std::fmt::Display;
     use std::str::FromStr;
 
-    use bytesize::ByteSize;
     use serde::{Deserialize, Deserializer, Serializer};
 
     pub(crate) fn serialize<T: Display, S: Serializer>(limit: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
