@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::{
     becomes, id, order, place, read,
-    support::{Connection, With, World, eventually, post, s},
+    support::{Connection, Launch, With, World, eventually, free_address, post, s},
 };
 
 #[tokio::test]
@@ -91,16 +91,26 @@ fn seconds(timeout: &str) -> Option<f64> {
 }
 
 #[tokio::test]
-async fn the_trace_goes_on_in_the_catalogue() {
+async fn a_callers_trace_goes_on_in_the_catalogue() {
     let world = World::new().await;
-    let service = world.serve().await;
+    passes_the_trace_on(&world, world.service()).await;
+}
+
+#[tokio::test]
+async fn a_callers_trace_goes_on_in_the_catalogue_where_traces_are_exported_too() {
+    let world = World::new().await;
+    let collector = format!("http://{}", free_address());
+    passes_the_trace_on(&world, world.service().env("OTEL_EXPORTER_OTLP_ENDPOINT", collector)).await;
+}
+
+async fn passes_the_trace_on(world: &World, launch: Launch) {
+    let service = launch.ready().await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let body = json!({ "sku": "SKU-42", "quantity": 1 });
     let request = post("/v1/orders", &body).with("traceparent", &format!("00-{trace}-00f067aa0ba902b7-01"));
     assert_eq!(service.send(request).await.status, 201);
-    let call =
-        eventually("the catalogue is asked", s(5), async || world.catalog().calls("GetProduct", "sku", "SKU-42").pop());
-    let call = call.await;
+    let asked = async || world.catalog().calls("GetProduct", "sku", "SKU-42").pop();
+    let call = eventually("the catalogue is asked", s(5), asked).await;
     assert!(call.contains(trace), "{call}");
 }
 
