@@ -55,7 +55,7 @@ FROM crates AS catalog-build
 ENV CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_OPT_LEVEL=1
 COPY build.rs ./
 COPY proto ./proto
-COPY examples/catalog.rs ./examples/
+COPY examples/catalog ./examples/catalog
 RUN touch build.rs \
  && cargo build --frozen --release --target "$(uname -m)-unknown-linux-musl" --example catalog --no-default-features \
  && cp "target/$(uname -m)-unknown-linux-musl/release/examples/catalog" /catalog

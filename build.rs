@@ -47,7 +47,7 @@ fn contracts(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Client and server code both: the service is the client, `examples/catalog.rs` the server.
+/// Client and server code both: the service is the client, `examples/catalog` the server.
 fn compile(contracts: &[PathBuf]) -> Result<(), Box<dyn Error>> {
     if !contracts.is_empty() {
         tonic_prost_build::configure().compile_fds(protox::compile(contracts, [PROTO])?)?;

@@ -1,4 +1,4 @@
-//! The catalogue: `examples/catalog.rs`, which cargo builds along with the tests.
+//! The catalogue: `examples/catalog`, which cargo builds along with the tests.
 
 use std::{
     net::SocketAddr,
@@ -11,7 +11,7 @@ use rustix::process::Signal;
 
 use super::{Output, Process, eventually, s};
 
-/// A running catalogue. Its module doc says how a sku makes it slow or failing.
+/// A running catalogue. `examples/catalog/shop.rs` says how a sku makes it slow or failing.
 #[derive(Debug)]
 pub(crate) struct Catalog {
     process: Process,
@@ -22,7 +22,7 @@ pub(crate) struct Catalog {
 impl Catalog {
     /// Whether this service still has a catalogue: it goes when the example domain is removed.
     pub(crate) fn exists() -> bool {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/catalog.rs").exists()
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/catalog").exists()
     }
 
     /// Starts one on a free port.

@@ -20,7 +20,7 @@ impl World {
 
     /// The catalogue.
     pub(crate) fn catalog(&self) -> &Catalog {
-        self.catalog.as_ref().expect("examples/catalog.rs is there")
+        self.catalog.as_ref().expect("examples/catalog is there")
     }
 
     /// A service that uses both, with times that suit a test: checks and the worker look often, and a stop does not

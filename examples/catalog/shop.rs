@@ -1,7 +1,4 @@
-//! The product catalogue that the service calls: somebody else's service, small enough to read, for `make run` and the tests.
-//!
-//! `catalog [ADDRESS]` serves `catalog.v1.Catalog` and `grpc.health.v1` on `ADDRESS` (127.0.0.1:50051; with port 0 on
-//! a free port), says `catalog listening on ADDRESS` on standard output, and stops at once on SIGINT or SIGTERM.
+//! `catalog.v1.Catalog`, whose products say by their names how calls about them go.
 //!
 //! | sku | `GetProduct` | `Reserve` |
 //! |---|---|---|
@@ -19,15 +16,12 @@
 //! Each `GetProduct` and each `Reserve` is one more line on standard output, so that a test can count them and see
 //! what came with them: `Reserve order_id=… sku=SKU-1 quantity=1 answer=accepted grpc-timeout=900m traceparent=-`.
 
-use std::{collections::HashMap, env, error::Error, io::Write as _, sync::Mutex, time::Duration};
+use std::{collections::HashMap, sync::Mutex, time::Duration};
 
-use tokio::{net::TcpListener, signal::unix, time::sleep};
-use tonic::{
-    Code, Request, Response, Status,
-    metadata::MetadataMap,
-    transport::{Server, server::TcpIncoming},
-};
+use tokio::time::sleep;
+use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 
+use super::say;
 use contract::catalog_server::{Catalog, CatalogServer};
 use contract::{GetProductRequest, ListProductsRequest, Product, ReserveRequest, ReserveResponse};
 
@@ -39,32 +33,9 @@ mod contract {
 /// So much there is of every product.
 const STOCK: i32 = 900;
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<(), Box<dyn Error>> {
-    let mut interrupt = unix::signal(unix::SignalKind::interrupt())?;
-    let mut terminate = unix::signal(unix::SignalKind::terminate())?;
-
-    let address = env::args().nth(1).unwrap_or("127.0.0.1:50051".to_owned());
-    let listener = TcpListener::bind(&address).await.map_err(|error| format!("{address}: {error}"))?;
-    say(&format!("catalog listening on {}", listener.local_addr()?));
-
-    let (reporter, health) = tonic_health::server::health_reporter();
-    reporter.set_serving::<CatalogServer<Shop>>().await;
-    let server = Server::builder()
-        .add_service(health)
-        .add_service(CatalogServer::new(Shop::default()))
-        .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
-    tokio::select! {
-        ended = server => ended?,
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    Ok(())
-}
-
-/// A line on standard output. That nobody reads it is no reason to stop.
-fn say(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+/// The catalogue, to be added to a server.
+pub(super) fn service() -> CatalogServer<impl Catalog> {
+    CatalogServer::new(Shop::default())
 }
 
 /// How a call about a product goes: so late, and with this error so many times.
