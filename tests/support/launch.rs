@@ -50,6 +50,7 @@ impl Launch {
     }
 
     /// Sets a variable of the environment.
+    #[expect(clippy::needless_pass_by_value, reason = "so that a test can write a number or an address as it is")]
     pub(crate) fn env(mut self, name: &str, value: impl ToString) -> Self {
         self.environment.insert(name.to_owned(), value.to_string());
         self

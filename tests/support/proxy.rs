@@ -198,10 +198,8 @@ async fn pump(from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, mut modes: watc
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let read = from.read(&mut buffer).await.unwrap_or(0);
-        let late = match modes.wait_for(|mode| matches!(mode, Mode::Pass(_))).await.map(|mode| *mode) {
-            Ok(Mode::Pass(late)) => late,
-            _ => return,
-        };
+        let passing = modes.wait_for(|mode| matches!(mode, Mode::Pass(_))).await.map(|mode| *mode);
+        let Ok(Mode::Pass(late)) = passing else { return };
         sleep(late).await;
         if read == 0 || to.write_all(&buffer[..read]).await.is_err() {
             let _ = to.shutdown().await;
