@@ -11,6 +11,9 @@ use serde::Serialize;
 
 use super::Problem;
 
+/// What a fault of the whole is named after.
+const BODY: &str = "body";
+
 /// A JSON body.
 #[derive(Debug, Clone, Copy, FromRequest)]
 #[from_request(via(axum::Json), rejection(Problem))]
@@ -36,8 +39,8 @@ impl From<JsonRejection> for Problem {
     fn from(rejection: JsonRejection) -> Self {
         match &rejection {
             JsonRejection::JsonDataError(error) => match path_error(error) {
-                Some(error) => Self::field(error.path().to_string(), without_place(&error.inner().to_string())),
-                None => Self::new(StatusCode::UNPROCESSABLE_ENTITY, rejection.body_text()),
+                Some(error) => does_not_fit(&error.path().to_string(), &error.inner().to_string()),
+                None => Self::field(BODY, "does not fit"),
             },
             JsonRejection::JsonSyntaxError(_) => Self::new(StatusCode::BAD_REQUEST, "the body is not valid JSON"),
             JsonRejection::MissingJsonContentType(_) => {
@@ -57,9 +60,16 @@ fn path_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a serde_path_to_
     sources.find_map(|error| error.downcast_ref())
 }
 
-/// serde_json ends its messages with a line and column of the text, which a caller who sent an object does not have.
-fn without_place(message: &str) -> &str {
-    message.split(" at line ").next().unwrap_or(message)
+/// Names the field and what is wrong with it, and not the types that we read it into.
+fn does_not_fit(path: &str, message: &str) -> Problem {
+    // serde_json ends with a line and column, which a caller who sent an object does not have
+    let message = message.split(" at line ").next().unwrap_or(message);
+    match message.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
+        Some(field) if path == "." => Problem::field(field, "is missing"),
+        Some(field) => Problem::field(format!("{path}.{field}"), "is missing"),
+        None if path == "." => Problem::field(BODY, "a JSON object is wanted"),
+        None => Problem::field(path, message),
+    }
 }
 
 impl From<PathRejection> for Problem {

@@ -1,6 +1,6 @@
 //! What every request passes, outermost first: it is given an id, a span, an access line and a place in the metrics;
-//! it is admitted or turned away; it is timed; a panic in it is caught; its body is limited; its errors are given their
-//! form.
+//! it is admitted or turned away; it is timed; a panic in it is caught; its errors are given their form; its body is
+//! limited.
 
 use std::any::Any;
 use std::net::SocketAddr;
@@ -71,8 +71,8 @@ impl Middleware {
     /// Puts it around every route, and around what has no route.
     pub fn around(&self, router: Router) -> Router {
         router
-            .layer(map_response(form))
             .layer((DefaultBodyLimit::disable(), RequestBodyLimitLayer::new(self.body_limit)))
+            .layer(map_response(form))
             .layer(CatchPanicLayer::custom(panicked))
             .layer(from_fn_with_state(self.clone(), time))
             .layer(from_fn_with_state(self.clone(), admit))

@@ -91,6 +91,7 @@ impl Control {
         });
         main.shutdown_timeout(THREADS_TIMEOUT);
         let exit_code = match worst {
+            _ if lifecycle.is_past_deadline() => deadline::EXIT,
             Outcome::Timeout => deadline::EXIT,
             Outcome::Failed => FAILURE,
             Outcome::Done if lifecycle.has_failed() => FAILURE,

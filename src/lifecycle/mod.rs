@@ -171,6 +171,10 @@ impl Lifecycle {
         self.0.stop.get().map(|stop| stop.at.elapsed())
     }
 
+    fn is_past_deadline(&self) -> bool {
+        self.stopping_for().is_some_and(|stopping| stopping >= self.0.settings.deadline)
+    }
+
     /// Completes at the end of the drain delay, counted from the first trigger; at once where the service never was
     /// ready, since nobody was ever sent here.
     pub async fn drain_delay(&self) {

@@ -75,6 +75,9 @@ impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters")),
     responses(
         (status = 201, body = Order, headers(("Location" = String))),
+        (status = 400, description = "the body is not JSON, or the key not a key"),
+        (status = 413, description = "the body is too large"),
+        (status = 415, description = "the body is not said to be JSON"),
         (status = 422, description = "a field is wrong, there is no such product, or the key was used for another order"),
         (status = 503, description = "try again after Retry-After seconds, with the same key"),
         (status = 504, description = "the catalogue is too slow"),
@@ -176,7 +179,11 @@ async fn by_key(connection: &mut PgConnection, key: String) -> Result<Option<Ord
 /// One order.
 #[utoipa::path(
     get, path = "/v1/orders/{id}", tag = "orders", params(("id" = Uuid, Path)),
-    responses((status = 200, body = Order), (status = 404, description = "there is no such order"))
+    responses(
+        (status = 200, body = Order),
+        (status = 400, description = "it is not an id"),
+        (status = 404, description = "there is no such order"),
+    )
 )]
 pub(super) async fn get(State(orders): State<Orders>, Path(id): Path<Uuid>) -> Result<Json<Order>, Problem> {
     let order = orders.postgres.run(|connection| by_id(connection, id).boxed()).await?;
@@ -207,7 +214,11 @@ pub(super) struct Page {
 /// A page of orders, oldest first. Where there may be more, `Link` names the next page.
 #[utoipa::path(
     get, path = "/v1/orders", tag = "orders", params(Page),
-    responses((status = 200, body = [Order], headers(("Link" = Option<String>, description = "rel=\"next\""))))
+    responses(
+        (status = 200, body = [Order], headers(("Link" = Option<String>, description = "rel=\"next\""))),
+        (status = 400, description = "`after` is not an id"),
+        (status = 422, description = "`limit` is out of range"),
+    )
 )]
 pub(super) async fn list(State(orders): State<Orders>, Query(page): Query<Page>) -> Result<Response, Problem> {
     let limit = page.limit.unwrap_or(50);

@@ -206,7 +206,10 @@ async fn after_id(connection: &mut PgConnection, after: i64) -> Result<Vec<Event
 #[utoipa::path(
     get, path = "/v1/orders/events", tag = "orders",
     params(("Last-Event-ID" = Option<i64>, Header, description = "the id of the last event seen")),
-    responses((status = 200, content_type = "text/event-stream", body = String))
+    responses(
+        (status = 200, content_type = "text/event-stream", body = String),
+        (status = 400, description = "Last-Event-ID is not the id of an event"),
+    )
 )]
 pub(super) async fn events(State(orders): State<Orders>, headers: HeaderMap) -> Result<Response, Problem> {
     let after = match headers.get("last-event-id") {
@@ -234,7 +237,10 @@ pub(super) struct After {
 /// The same feed on a WebSocket: each message is the order and its `event_id`, as JSON text.
 #[utoipa::path(
     get, path = "/v1/orders/ws", tag = "orders", params(After),
-    responses((status = 101, description = "switching to WebSocket"))
+    responses(
+        (status = 101, description = "switching to WebSocket"),
+        (status = 400, description = "it is no WebSocket handshake, or `after` not the id of an event"),
+    )
 )]
 pub(super) async fn websocket(
     State(orders): State<Orders>,

@@ -4,6 +4,8 @@
 //! ends the process, the connection or the database in between ends the transaction: the order is pending again, and
 //! the next to claim it asks the catalogue again, which gives the same order the same answer.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -33,15 +35,18 @@ pub(super) fn start(orders: &Orders, config: &Config, workers: &Workers) {
 
 async fn work(orders: Orders, timeout: Duration, poll_interval: Duration, claim_nothing: CancellationToken) {
     while !claim_nothing.is_cancelled() {
-        let found =
-            match orders.postgres.run_for(timeout, |connection| settle_one(orders.clone(), connection).boxed()).await {
-                Ok(found) => found,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot work on orders");
-                    metrics::counter!("worker_jobs_total", "outcome" => "failed").increment(1);
-                    Found::Nothing
-                }
-            };
+        let claimed = Arc::new(AtomicBool::new(false));
+        let found = tokio::select! {
+            found = orders.postgres.run_for(timeout, |connection| {
+                settle_one(orders.clone(), claimed.clone(), connection).boxed()
+            }) => found,
+            () = may_leave(&claim_nothing, &claimed) => return,
+        };
+        let found = found.unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot work on orders");
+            metrics::counter!("worker_jobs_total", "outcome" => "failed").increment(1);
+            Found::Nothing
+        });
         match found {
             Found::Order => orders.feed.wake(),
             Found::Nothing => {
@@ -49,6 +54,15 @@ async fn work(orders: Orders, timeout: Duration, poll_interval: Duration, claim_
                 claim_nothing.run_until_cancelled(woken).await;
             }
         }
+    }
+}
+
+/// Completes when nothing more is to be claimed and nothing is: a job that runs is finished, one that waits for a
+/// connection is not begun.
+async fn may_leave(claim_nothing: &CancellationToken, claimed: &AtomicBool) {
+    claim_nothing.cancelled().await;
+    if claimed.load(Ordering::Relaxed) {
+        std::future::pending().await
     }
 }
 
@@ -69,11 +83,16 @@ struct Job {
     refusals: i32,
 }
 
-async fn settle_one(orders: Orders, connection: &mut PgConnection) -> Result<Found, sqlx::Error> {
+async fn settle_one(
+    orders: Orders,
+    claimed: Arc<AtomicBool>,
+    connection: &mut PgConnection,
+) -> Result<Found, sqlx::Error> {
     let mut transaction = Connection::begin(connection).await?;
     let Some(job) = claim(&mut transaction).await? else {
         return Ok(Found::Nothing);
     };
+    claimed.store(true, Ordering::Relaxed);
     let _guard = orders.in_flight.enter(Kind::Job, format!("order {}", job.id));
     let outcome = match orders.catalog.reserve(job.id, &job.sku, job.quantity).await {
         Ok(Reservation::Accepted) => settle(&mut transaction, &job, Status::Confirmed, None).await?,

@@ -12,8 +12,8 @@ use tracing_subscriber::{EnvFilter, Layer};
 use super::TelemetryError;
 use crate::config::LogFormat;
 
-/// Lines that may wait; at some 400 bytes each, 3 MB.
-const QUEUE: usize = 8192;
+/// Lines that may wait; at some 400 bytes each, 1 MB.
+const QUEUE: usize = 2048;
 
 const DROPPED: &str = "log_lines_dropped_total";
 
@@ -27,7 +27,7 @@ pub struct Writer {
 static QUEUED: std::sync::OnceLock<tracing_appender::non_blocking::ErrorCounter> = std::sync::OnceLock::new();
 
 /// Installs the subscriber. The level is `RUST_LOG`'s, `info` by default.
-pub(super) fn start(format: LogFormat, tracer: Option<SdkTracer>) -> Result<Writer, TelemetryError> {
+pub(super) fn start(format: LogFormat, tracer: SdkTracer) -> Result<Writer, TelemetryError> {
     let directives = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|directives| !directives.is_empty());
     let filter = EnvFilter::builder().parse(directives.as_deref().unwrap_or("info"))?;
     let (queue, worker) = NonBlockingBuilder::default().buffered_lines_limit(QUEUE).lossy(true).finish(Stdout);
@@ -37,7 +37,7 @@ pub(super) fn start(format: LogFormat, tracer: Option<SdkTracer>) -> Result<Writ
         LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
         LogFormat::Pretty => lines.with_target(false).boxed(),
     };
-    let spans = tracer.map(|tracer| tracing_opentelemetry::layer().with_tracer(tracer));
+    let spans = tracing_opentelemetry::layer().with_tracer(tracer);
     tracing_subscriber::registry().with(spans).with(lines).with(filter).init();
     Ok(Writer { _worker: worker })
 }
