@@ -1,6 +1,6 @@
 //! The three probes: whom each one believes.
 
-use crate::support::{Proxy, Service, Signal, World, always, bounded, eventually, ms, s};
+use crate::support::{Proxy, Raw, Service, Signal, World, always, bounded, eventually, ms, s};
 
 /// Waits until a check has this status and says this about it.
 async fn check_is(service: &Service, check: &str, status: &str, error: &str) {
@@ -127,11 +127,15 @@ async fn a_process_that_was_stopped_and_continued_is_alive_at_once() {
 }
 
 #[tokio::test]
-async fn liveness_gives_up_on_too_much_memory() {
+async fn liveness_gives_up_on_too_many_tasks_and_comes_back() {
     let world = World::new().await;
-    let service = world.service().set("lifecycle.max_memory", "16MiB").spawn();
-    let resident = async || service.probe("/livez").await.json()["resident_memory"].as_u64();
-    let large = eventually("its memory is known", s(5), resident).await > 16 << 20;
-    let status = if large { 503 } else { 200 };
-    eventually("as its limit says", s(5), async || service.probe("/livez").await.status == status).await;
+    let service = world.service().set("lifecycle.max_tasks", 100).ready().await;
+    assert_eq!(service.probe("/livez").await.status, 200);
+    let mut connections = Vec::new();
+    for _ in 0..150 {
+        connections.push(Raw::connect(service.http().await).await);
+    }
+    eventually("too many tasks", s(5), async || service.probe("/livez").await.status == 503).await;
+    drop(connections);
+    eventually("few enough", s(5), async || service.probe("/livez").await.status == 200).await;
 }
