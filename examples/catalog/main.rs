@@ -1,7 +1,8 @@
 //! The gRPC peer that the service calls: somebody else's service, small enough to read, for `make run` and the tests.
 //!
-//! `catalog [ADDRESS]` serves `grpc.health.v1`, and the catalogue of `shop`, on `ADDRESS` (127.0.0.1:50051; with port 0
-//! on a free port), says `catalog listening on ADDRESS` on standard output, and stops at once on SIGINT or SIGTERM.
+//! `catalog [ADDRESS]` serves `grpc.health.v1` on `ADDRESS` (127.0.0.1:50051; with port 0 on a free port), says `catalog
+//! listening on ADDRESS` on standard output, and stops at once on SIGINT or SIGTERM.
+//! What it serves besides is in `shop`.
 
 mod shop;
 

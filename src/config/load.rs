@@ -247,7 +247,7 @@ mod tests {
     use super::*;
 
     fn load(env: &[(&str, &str)]) -> Result<Config, InvalidConfig> {
-        let url = ("DATABASE_URL", "postgres://me:secret@db/orders");
+        let url = ("DATABASE_URL", "postgres://me:secret@db/shop");
         let env = env.iter().chain([&url]).map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         Config::from_env(env.collect::<Vec<_>>().into_iter())
     }
@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn defaults_need_only_a_database() {
         let config = load(&[]).expect("the defaults are valid");
-        assert_eq!(config.database.url.reveal(), "postgres://me:secret@db/orders");
+        assert_eq!(config.database.url.reveal(), "postgres://me:secret@db/shop");
         assert!(!format!("{config:?}").contains("secret"));
     }
 

@@ -57,7 +57,7 @@ struct Entry {
 }
 
 impl InFlight {
-    /// Registers work until the guard is dropped. `what` is for people: `GET /v1/orders/{id} from 10.0.0.7:4711`.
+    /// Registers work until the guard is dropped. `what` is for people: `GET /v1/things/{id} from 10.0.0.7:4711`.
     pub fn enter(&self, kind: Kind, what: String) -> Guard {
         let mut register = self.lock();
         let id = register.next;

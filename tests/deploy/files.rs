@@ -10,18 +10,6 @@ pub(crate) fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap_or_else(|why| panic!("{path}: {why}"))
 }
 
-/// Every file below a folder, each relative to the root.
-pub(crate) fn below(folder: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).expect(folder) {
-        let entry = entry.expect("an entry");
-        let path = format!("{folder}/{}", entry.file_name().to_string_lossy());
-        if entry.path().is_dir() { found.extend(below(&path)) } else { found.push(path) }
-    }
-    found.sort();
-    found
-}
-
 /// The documents of a YAML file, its merge keys resolved as kustomize does.
 fn documents(path: &str) -> Vec<Value> {
     let text = read(path);

@@ -183,11 +183,11 @@ fn all_pods_together_leave_the_database_connections() {
 }
 
 #[test]
-fn the_name_stands_in_one_file_of_the_tree() {
+fn the_name_is_the_packages() {
     let name = env!("CARGO_PKG_NAME");
-    assert_eq!(kustomization("base")["namePrefix"], format!("{name}-"));
-    let bearers = files::below("k8s").into_iter().filter(|path| read(path).contains(name));
-    assert_eq!(bearers.collect::<Vec<_>>(), ["k8s/base/kustomization.yaml"]);
+    let base = kustomization("base");
+    assert_eq!(base["namePrefix"], format!("{name}-"));
+    assert_eq!(base["labels"][0]["pairs"]["app.kubernetes.io/name"], name);
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! What every service made from this has, whatever it is for: its command line, its settings, its probes, its start and
-//! its stop. Nothing here knows of the orders; `tests/orders` does.
+//! its stop. The domain's own tests are crates beside this one.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -7,7 +7,7 @@ use toml::Table;
 
 use crate::support::{Finished, Launch, s};
 
-const URL: &str = "postgres://shop:hunter2@db.example:5433/orders";
+const URL: &str = "postgres://shop:hunter2@db.example:5433/shop";
 
 /// `service config`, which needs no more than a database's URL.
 fn config() -> Launch {
@@ -47,7 +47,7 @@ async fn every_fault_is_named_at_once_with_what_was_given_and_what_is_allowed() 
         .set("http.max_in_flight", 0)
         .set("http.body_limit", "much")
         .set("readiness.catalog", "sometimes")
-        .set("database.url", "mysql://shop:hunter2@db.example/orders")
+        .set("database.url", "mysql://shop:hunter2@db.example/shop")
         .set("http.adress", "0.0.0.0:80")
         .args(["serve"]);
     let faults = faults(wrong).await;
@@ -120,9 +120,9 @@ async fn config_shows_every_default_that_the_file_documents() {
 #[tokio::test]
 async fn config_shows_no_secret() {
     let shown = config().run().await;
-    assert_names(&shown.stdout, &["db.example:5433", "orders"]);
+    assert_names(&shown.stdout, &["db.example:5433", "/shop"]);
     assert!(!shown.stdout.contains("hunter2"), "{}", shown.stdout);
-    let hidden = config().set("database.url", "postgres://db.example/orders?user=shop&password=hunter2").run().await;
+    let hidden = config().set("database.url", "postgres://db.example/shop?user=shop&password=hunter2").run().await;
     assert!(!hidden.stdout.contains("hunter2"), "{}", hidden.stdout);
 }
 

@@ -97,7 +97,7 @@ impl Database {
     /// How many backends others than the test have here.
     pub(crate) async fn backends(&self) -> i64 {
         let sql =
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name <> 'test'";
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name <> '(test)'";
         self.one(sql).await
     }
 
@@ -172,7 +172,7 @@ fn cluster() -> PgConnectOptions {
         panic!("DATABASE_URL is not set: run the tests through scripts/with-postgres, as make test does")
     });
     let options = PgConnectOptions::from_str(&url).expect("DATABASE_URL is a PostgreSQL URL");
-    options.application_name("test")
+    options.application_name("(test)")
 }
 
 fn cluster_of(database: &str) -> PgConnectOptions {
