@@ -49,7 +49,7 @@ impl From<&config::Http> for Limits {
 
 /// The address cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address} for {server}: {source}; is another process on it? Set {setting}")]
+#[error("cannot listen on {address} for {server}, {setting} takes another")]
 pub struct BindError {
     server: &'static str,
     setting: String,

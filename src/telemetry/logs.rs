@@ -2,6 +2,8 @@
 //! one that finds it full, or cannot be written, is counted and forgotten.
 
 use std::io::{self, Write};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use opentelemetry_sdk::trace::SdkTracer;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
@@ -17,10 +19,28 @@ const QUEUE: usize = 2048;
 
 const DROPPED: &str = "log_lines_dropped_total";
 
+/// What a reader may take for the last lines.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Writes what is queued when it is dropped.
 #[derive(Debug)]
 pub struct Writer {
-    _worker: WorkerGuard,
+    worker: Option<WorkerGuard>,
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let worker = self.worker.take();
+        let (done, flushed) = mpsc::channel();
+        // on a thread of its own: where nobody reads, the guard ends up printing to the very pipe that is full
+        let flush = move || {
+            drop(worker);
+            let _ = done.send(());
+        };
+        if std::thread::Builder::new().name("log-flush".to_owned()).spawn(flush).is_ok() {
+            let _ = flushed.recv_timeout(FLUSH_TIMEOUT);
+        }
+    }
 }
 
 /// Lines that were lost to a full queue. Read when metrics are.
@@ -39,7 +59,7 @@ pub(super) fn start(format: LogFormat, tracer: SdkTracer) -> Result<Writer, Tele
     };
     let spans = tracing_opentelemetry::layer().with_tracer(tracer);
     tracing_subscriber::registry().with(spans).with(lines).with(filter).init();
-    Ok(Writer { _worker: worker })
+    Ok(Writer { worker: Some(worker) })
 }
 
 /// Brings the counter of lost lines up to date.
