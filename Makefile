@@ -1,0 +1,41 @@
+# Everything a person does with this project. `make help` lists it; the names are those of the package in Cargo.toml.
+
+NAME    := $(shell sed -n 's/^name = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+VERSION := $(shell git describe --always --dirty --tags 2>/dev/null || sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+
+# queries are checked against the data in .sqlx/, so that a build needs no database; `make prepare` renews it
+export SQLX_OFFLINE ?= true
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint fmt prepare bench clean
+
+help: ## this list
+	@scripts/help $(MAKEFILE_LIST)
+
+run: ## PostgreSQL, the example's gRPC peer and the service, until Ctrl-C
+	@scripts/with-postgres --keep scripts/run
+
+test: ## every test: the real binary, a real PostgreSQL, a real gRPC peer, real signals
+	@scripts/with-postgres cargo test --locked
+
+lint: ## formatting, clippy, licences and sources of the dependencies, shell scripts, the queries' data
+	cargo fmt --check
+	cargo clippy --locked --all-targets --all-features -- --deny warnings
+	cargo clippy --locked --all-targets --no-default-features -- --deny warnings
+	@scripts/if-installed cargo-deny cargo deny --all-features check bans licenses sources
+	@scripts/if-installed shellcheck shellcheck --external-sources $(wildcard scripts/* .ci/run)
+	@scripts/with-postgres scripts/sqlx-data --check
+
+fmt: ## format the code
+	cargo fmt
+
+prepare: ## renew .sqlx/ after a change of a query or a migration
+	@scripts/with-postgres scripts/sqlx-data
+
+bench: ## a request's round trip beside axum's own server, idle memory, time to ready
+	cargo bench --locked
+	@scripts/with-postgres scripts/bench-idle
+
+clean: ## remove what was built and the database of `make run`
+	cargo clean
+	@scripts/with-postgres --clean
