@@ -8,12 +8,12 @@ FROM rust:${RUST}-alpine AS toolchain
 WORKDIR /build
 # Makes the binary carry the list of crates it was built from, for `cargo audit bin` and image scanners.
 RUN cargo install cargo-auditable --version 0.7.7 --locked --root /usr/local && rm -rf "$CARGO_HOME/registry"
-# Optimizing across crates needs a standard library that carries bitcode. Rust's own does; where a distribution's does not,
-# the image is built without rather than not at all, somewhat larger and slower.
+# Optimizing across crates needs a standard library that carries bitcode. Rust's own does; where a distribution's does
+# not, the image is built without rather than not at all: for size then, because it would be past 10 MB, and so slower.
 RUN echo 'fn main() {}' >probe.rs \
  && if ! rustc --target "$(uname -m)-unknown-linux-musl" -C lto probe.rs; then \
-      mkdir -p "$CARGO_HOME" && printf '[profile.release]\nlto = false\n' >"$CARGO_HOME/config.toml"; \
-      echo 'WARNING: this standard library has no bitcode: no LTO'; \
+      echo 'WARNING: the standard library here has no bitcode: no LTO, optimized for size'; \
+      mkdir -p "$CARGO_HOME" && printf '[profile.release]\nlto = false\nopt-level = "s"\n' >"$CARGO_HOME/config.toml"; \
     fi
 # What scratch lacks. TLS looks for its roots where Debian and Alpine both keep them.
 RUN mkdir -p /files/etc/ssl/certs \
@@ -21,8 +21,11 @@ RUN mkdir -p /files/etc/ssl/certs \
  && echo 'service:x:65532:65532::/:/sbin/nologin' >/files/etc/passwd \
  && echo 'service:x:65532:' >/files/etc/group
 # crt-static is said out loud, for the default differs between builds of the musl target. The paths of this image
-# stay out of the binary. RUSTFLAGS never reaches build scripts, because every build below names its target.
+# stay out of the binary, and so does the time: C code takes it from SOURCE_DATE_EPOCH, which is fixed here because
+# crates with C in them compile again whenever it changes. RUSTFLAGS reaches no build script, for every build below names
+# its target.
 ENV CARGO_INCREMENTAL=0 \
+    SOURCE_DATE_EPOCH=0 \
     SQLX_OFFLINE=true \
     RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=/usr/local/cargo/registry/src=/crates --remap-path-prefix=/build=/service"
 
@@ -43,7 +46,6 @@ RUN cargo build --frozen --release --target "$(uname -m)-unknown-linux-musl" --b
 FROM dependencies AS build
 COPY . .
 ARG GIT_COMMIT=unknown
-ARG SOURCE_DATE_EPOCH=0
 # The sources are older than the stub's outcome, and cargo goes by time.
 RUN find src build.rs -name '*.rs' -exec touch {} + \
  && cargo auditable build --frozen --release --target "$(uname -m)-unknown-linux-musl" --bin service --no-default-features --features "$FEATURES" \
