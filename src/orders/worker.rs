@@ -97,6 +97,8 @@ async fn settle_one(
     let outcome = match orders.catalog.reserve(job.id, &job.sku, job.quantity).await {
         Ok(Reservation::Accepted) => settle(&mut transaction, &job, Status::Confirmed, None).await?,
         Ok(Reservation::Declined(reason)) => settle(&mut transaction, &job, Status::Rejected, Some(&reason)).await?,
+        // nobody was asked: the order is given back as it was
+        Err(grpc::Error::Open) => return Ok(Found::Nothing),
         Err(error) if error.is_refusal() && job.refusals + 1 >= MAX_REFUSALS => {
             settle(&mut transaction, &job, Status::Rejected, Some(&error.to_string())).await?
         }
