@@ -1,7 +1,7 @@
 //! Logs on standard output, one line an event, that never block the service: lines go through a queue with a bound, and
 //! one that finds it full, or cannot be written, is counted and forgotten.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ pub(super) fn start(format: LogFormat, tracer: SdkTracer) -> Result<Writer, Tele
     let lines = tracing_subscriber::fmt::layer().with_writer(queue);
     let lines = match format {
         LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
-        LogFormat::Pretty => lines.with_target(false).boxed(),
+        LogFormat::Pretty => lines.with_target(false).with_ansi(io::stdout().is_terminal()).boxed(),
     };
     let spans = tracing_opentelemetry::layer().with_tracer(tracer);
     tracing_subscriber::registry().with(spans).with(lines).with(filter).init();
