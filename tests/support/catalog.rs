@@ -11,7 +11,7 @@ use rustix::process::Signal;
 
 use super::{Output, Process, eventually, s};
 
-/// A running catalogue. `examples/catalog/shop.rs` says how a sku makes it slow or failing.
+/// A running catalogue. Its source says how a sku makes it slow or failing.
 #[derive(Debug)]
 pub(crate) struct Catalog {
     process: Process,
