@@ -39,3 +39,16 @@ bench: ## a request's round trip beside axum's own server, idle memory, time to 
 clean: ## remove what was built and the database of `make run`
 	cargo clean
 	@scripts/with-postgres --clean
+
+# --- The template's own: a project that is made of it has nothing of this ---------------------------------------------
+
+.PHONY: rename template-test twins
+
+rename: ## NAME=billing-api: make this repository a project of that name
+	@scripts/rename "$(if $(filter command,$(origin NAME)),$(NAME))"
+
+template-test: ## make projects of the template, build and test them
+	@scripts/template-test
+
+twins: ## carry what has changed in a file over to its twin (*.liquid)
+	@scripts/template-test mend
