@@ -23,12 +23,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status("", ServingStatus::Serving).await;
-    let server = Server::builder()
-        .add_service(health)
-        .add_service(shop::service())
-        .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
+    let server = Server::builder().add_service(health);
+    let server = server.add_service(shop::service());
+    let serving = server.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
     tokio::select! {
-        ended = server => ended?,
+        ended = serving => ended?,
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
