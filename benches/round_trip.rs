@@ -1,6 +1,8 @@
 //! What the accept loop and the middleware cost: a request and its answer on a kept-alive connection, to this server and
 //! to axum's own, in one run. Compare the two lines; the machine's speed is in both.
 
+#![allow(clippy::disallowed_methods, reason = "its tasks end with it")]
+
 use std::hint::black_box;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -25,7 +27,8 @@ fn ours() -> SocketAddr {
     let env = env.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let config = Config::from_env(env.into_iter()).expect("the settings are valid");
     let lifecycle = Lifecycle::new(&config.lifecycle, &config.readiness);
-    let server = Server::bind("http", config.http.address, Limits::from(&config.http), &lifecycle).expect("a free port");
+    let server =
+        Server::bind("http", config.http.address, Limits::from(&config.http), &lifecycle).expect("a free port");
     server.serve(Middleware::new(&config.http, &lifecycle).around(router())).expect("a free file descriptor");
     server.address()
 }
@@ -39,7 +42,8 @@ async fn stock() -> SocketAddr {
 
 fn round_trips(criterion: &mut Criterion) {
     let runtime = Runtime::new().expect("threads");
-    let servers = runtime.block_on(async { [("this server, with its middleware", ours()), ("axum::serve", stock().await)] });
+    let servers =
+        runtime.block_on(async { [("this server, with its middleware", ours()), ("axum::serve", stock().await)] });
     let mut group = criterion.benchmark_group("round trip");
     for (name, address) in servers {
         let mut stream = TcpStream::connect(address).expect("the server listens");

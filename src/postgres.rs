@@ -111,6 +111,7 @@ impl Postgres {
     ///
     /// # Errors
     /// As [`Postgres::run`].
+    #[allow(clippy::disallowed_methods, reason = "the one place that acquires")]
     pub async fn run_for<T>(&self, timeout: Duration, work: impl Work<T>) -> Result<T, Error> {
         let timeout = timeout + MARGIN;
         let mut lease =

@@ -4,6 +4,8 @@
 //! listening on ADDRESS` on standard output, and stops at once on SIGINT or SIGTERM.
 //! What it serves besides is in `shop`.
 
+#![allow(clippy::disallowed_methods, reason = "its tasks end with it")]
+
 mod shop;
 
 use std::{env, error::Error, io::Write as _};

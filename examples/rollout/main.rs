@@ -4,6 +4,7 @@
 //! broken rollout and the loss of its database (`make e2e`). `rollout local` stops one of two instances behind a TCP
 //! balancer on this machine (`make rollout-local`). Both print a table and exit with 1 if a promise was broken.
 
+#![allow(clippy::disallowed_methods, reason = "its tasks end with it")]
 #![allow(missing_docs, reason = "a program, not a library")]
 
 mod audit;

@@ -2,6 +2,8 @@
 //!
 //! Goes with `src/orders/`.
 
+#![allow(clippy::disallowed_methods, reason = "its tasks end with it")]
+
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -1,6 +1,8 @@
 //! What every service made from this has, whatever it is for: its command line, its settings, its probes, its start and
 //! its stop. The domain's own tests are crates beside this one.
 
+#![allow(clippy::disallowed_methods, reason = "its tasks end with it")]
+
 #[path = "../support/mod.rs"]
 mod support;
 
