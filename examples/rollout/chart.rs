@@ -47,7 +47,8 @@ pub(crate) fn draw(path: &Path, report: &Report, pods: &[Pods], marks: &[Mark]) 
         thousands(answered + failed),
         thousands(report.broken_promises())
     );
-    root.draw(&Text::new(title, (40, 22), ("sans-serif", 30).into_font().style(FontStyle::Bold).color(&INK)))?;
+    let ink = if report.broken_promises() > 0 { LOST } else { INK };
+    root.draw(&Text::new(title, (40, 22), ("sans-serif", 30).into_font().style(FontStyle::Bold).color(&ink)))?;
     let subtitle = "Kept-alive and one-off connections over HTTP/1.1 and HTTP/2, WebSocket, Server-Sent Events";
     root.draw(&Text::new(subtitle, (40, 62), ("sans-serif", 16).into_font().color(&FAINT)))?;
 

@@ -19,7 +19,7 @@ const SIZES: Sizes = Sizes { clients: 6, streams_each: 3, feeds: 3, think: Durat
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Between two changes, so that the chart shows what belongs to what.
-const PAUSE: Duration = Duration::from_secs(4);
+const PAUSE: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(address: SocketAddr, namespace: String, chart: &Path) -> anyhow::Result<bool> {
     let kubectl = Kubectl { namespace };
@@ -43,16 +43,21 @@ pub(crate) async fn run(address: SocketAddr, namespace: String, chart: &Path) ->
     println!("\n{}\n{}", report.table(), audit.summary);
     run.faults.extend(audit.faults);
     let exits = run.pods.exits();
-    let served = exits.iter().filter(|exit| exit.container == "serve");
+    let told = exits.iter().filter(|exit| exit.container == "serve" && exit.code == 0).count();
+    let last_words = run.pods.last_words();
+    let written = last_words.iter().filter(|(_, code)| *code == Some(0)).count();
     println!(
-        "{} pods were stopped, {} of them with exit 0",
-        served.clone().count(),
-        served.filter(|exit| exit.code == 0).count()
+        "{told} pods ended with exit 0 by the kubelet's word, {written} more by their own log, which it had not waited for"
     );
     run.faults.extend(
         exits.iter().filter(|exit| exit.code != 0 && !BROKEN.is_of(&exit.message)).map(|exit| format!("{exit:?}")),
     );
-    run.faults.extend(run.pods.unseen().iter().map(|pod| format!("{pod} is gone, and nobody saw how it ended")));
+    run.faults.extend(
+        last_words
+            .iter()
+            .filter(|(_, code)| *code != Some(0))
+            .map(|(pod, code)| format!("{pod}: exit {code:?} by its log")),
+    );
     let lost = report.broken_promises();
     if lost > 0 {
         run.faults.push(format!("{lost} requests were lost where none may be"));
@@ -97,6 +102,7 @@ struct Run {
 impl Run {
     async fn all(&mut self) -> anyhow::Result<()> {
         self.calm(3).await?;
+        sleep(PAUSE).await;
         self.end("calm", Promise::NoneLost);
 
         for _ in 0..5 {
@@ -130,7 +136,7 @@ impl Run {
         self.kubectl.run("delete pod postgres-0").await?;
         self.kubectl.run("rollout status statefulset/postgres --timeout=120s").await?;
         self.calm(3).await?;
-        sleep(PAUSE).await;
+        sleep(PAUSE * 3).await;
         self.end("PostgreSQL\ndeleted", Promise::MayRefuse);
         Ok(())
     }
@@ -144,7 +150,8 @@ impl Run {
             ensure!(Instant::now() < deadline, "no pod has refused {} with exit 2 and its name", BROKEN.assignment);
             sleep(Duration::from_millis(500)).await;
         }
-        sleep(PAUSE * 2).await;
+        // It may stand for as long as it likes.
+        sleep(PAUSE * 3).await;
         let (ready, _) = self.pods.counts()?;
         if ready != 3 {
             self.faults.push(format!("{ready} pods were ready beside a broken rollout, not 3"));

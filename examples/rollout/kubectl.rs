@@ -68,14 +68,15 @@ struct Seen {
     now: BTreeMap<String, State>,
     course: Vec<chart::Pods>,
     exits: BTreeSet<Exit>,
-    /// Pods that served and are gone without their exit code having been seen.
-    unseen: Vec<String>,
+    /// Pods that served and are gone without the kubelet having told their exit code.
+    untold: Vec<String>,
     ended: bool,
 }
 
 /// What a watch on the service's pods has shown so far.
 #[derive(Clone, Debug)]
 pub(crate) struct Pods {
+    folder: PathBuf,
     seen: Arc<Mutex<Seen>>,
     _watch: Arc<Child>,
 }
@@ -89,6 +90,7 @@ impl Pods {
         let stdout = watch.stdout.take().context("stdout is piped")?.into_owned_fd()?;
         let seen = Arc::new(Mutex::new(Seen::default()));
         let (book, kubectl, runtime) = (Arc::clone(&seen), kubectl.clone(), tokio::runtime::Handle::current());
+        let logs_folder = folder.clone();
         // A thread of its own, for serde_json reads a stream of values by waiting for it.
         std::thread::spawn(move || {
             let _runtime = runtime.enter();
@@ -98,12 +100,12 @@ impl Pods {
                 let mut seen = book.lock().expect("no writer panics");
                 let pod = seen.take(&event, recorder.now());
                 if seen.now.get(&pod).is_some_and(|state| state.started) && !logs.contains_key(&pod) {
-                    logs.insert(pod.clone(), kubectl.follow_log(&pod, &folder));
+                    logs.insert(pod.clone(), kubectl.follow_log(&pod, &logs_folder));
                 }
             }
             book.lock().expect("no writer panics").ended = true;
         });
-        Ok(Self { seen, _watch: Arc::new(watch) })
+        Ok(Self { folder, seen, _watch: Arc::new(watch) })
     }
 
     /// How many are ready and stay, and how many are on their way out.
@@ -128,8 +130,15 @@ impl Pods {
         self.seen.lock().expect("no writer panics").exits.iter().cloned().collect()
     }
 
-    pub(crate) fn unseen(&self) -> Vec<String> {
-        self.seen.lock().expect("no writer panics").unseen.clone()
+    /// The exit codes that the kubelet did not tell, as the service wrote them into its log; nothing where it did not.
+    pub(crate) fn last_words(&self) -> Vec<(String, Option<i64>)> {
+        let untold = self.seen.lock().expect("no writer panics").untold.clone();
+        let code = |pod: &String| {
+            let log = fs::read_to_string(self.folder.join(format!("{pod}.log"))).ok()?;
+            let lines = log.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            lines.take(5).find(|line| line["message"] == "exit")?["exit_code"].as_i64()
+        };
+        untold.into_iter().map(|pod| (pod.clone(), code(&pod))).collect()
     }
 }
 
@@ -147,7 +156,11 @@ impl Seen {
             .map(|list| pod["status"][list].as_array().cloned().unwrap_or_default());
         for status in statuses.iter().flatten() {
             for ended in [&status["state"]["terminated"], &status["lastState"]["terminated"]] {
-                if let (Some(code), Some(container)) = (ended["exitCode"].as_i64(), status["name"].as_str()) {
+                // Old kubelets make up a code for a container that was gone before they looked.
+                let made_up = ended["reason"] == "ContainerStatusUnknown";
+                if let (false, Some(code), Some(container)) =
+                    (made_up, ended["exitCode"].as_i64(), status["name"].as_str())
+                {
                     let message = ended["message"].as_str().unwrap_or_default().trim().to_owned();
                     self.exits.insert(Exit { pod: name.clone(), container: container.to_owned(), code, message });
                 }
@@ -163,7 +176,7 @@ impl Seen {
         if event["type"] == "DELETED" {
             self.now.remove(&name);
             if state.started && !self.exits.iter().any(|exit| exit.pod == name && exit.container == CONTAINER) {
-                self.unseen.push(name.clone());
+                self.untold.push(name.clone());
             }
         } else {
             self.now.insert(name.clone(), state);

@@ -157,7 +157,8 @@ impl Report {
             format!("{:<30} {:<30} {:>9} {:>7} {:>10} {:>10}\n", "step", "client", "requests", "failed", "p50", "p99");
         let mut causes: BTreeMap<(&str, Kind, Failure), usize> = BTreeMap::new();
         for step in &self.steps {
-            let mut name = step.name.as_str();
+            let title = step.name.replace('\n', " ");
+            let mut name = title.as_str();
             for kind in Kind::ALL {
                 let samples: Vec<&Sample> = self.of(step).filter(|sample| sample.kind == kind).collect();
                 if samples.is_empty() {
@@ -179,7 +180,7 @@ impl Report {
             }
         }
         for ((step, kind, failure), count) in causes {
-            let _ = writeln!(table, "lost in {step:?}, {}: {count} × {failure}", kind.name());
+            let _ = writeln!(table, "lost in {}, {}: {count} × {failure}", step.replace('\n', " "), kind.name());
         }
         let (unsent, refused) = self.sent_again;
         let _ = writeln!(
