@@ -40,6 +40,36 @@ clean: ## remove what was built and the database of `make run`
 	cargo clean
 	@scripts/with-postgres --clean
 
+# --- The image, and whatever cluster kubectl points at --------------------------------------------------------------
+
+.PHONY: docker catalog-image smoke e2e rollout-local
+
+# each may be given: make docker IMAGE=registry.example.com/orders:1.2.3 FEATURES=docs
+IMAGE         ?= $(NAME):$(VERSION:v%=%)
+CATALOG_IMAGE ?= $(NAME)-catalog:$(VERSION:v%=%)
+FEATURES      ?=
+# what brings an image into the cluster, what applies a folder to it, and where its port 30080 is reached from here
+IMAGE_LOAD    ?= kind load docker-image
+KUBE_APPLY    ?= kubectl apply -k
+ADDRESS       ?= 127.0.0.1:30080
+export IMAGE CATALOG_IMAGE FEATURES IMAGE_LOAD KUBE_APPLY ADDRESS
+
+docker: ## the container image, named after the package and the git version (FEATURES=docs for Swagger UI)
+	@scripts/image service "$(IMAGE)" "$(NAME)" "$(VERSION)"
+
+catalog-image: ## the gRPC peer as an image, for `make smoke` and local clusters
+	@scripts/image catalog "$(CATALOG_IMAGE)" "$(NAME)-catalog" "$(VERSION)"
+
+smoke: docker catalog-image ## run the image read-only, unprivileged and in 32 MiB, stop it, and look at how it ended
+	@scripts/smoke
+
+e2e: docker catalog-image ## on a cluster, under load: restarts, scaling, deleted pods, a broken rollout, no database
+	@scripts/e2e
+
+rollout-local: ## 128 clients, two instances behind a TCP balancer, one of them stopped: none of 100,000 requests is lost
+	cargo build --locked --release --bin service --example catalog --example rollout
+	@scripts/with-postgres target/release/examples/rollout local
+
 # --- The template's own: a project that is made of it has nothing of this ---------------------------------------------
 
 .PHONY: rename template-test twins
