@@ -66,10 +66,17 @@ impl Sse {
             request = request.with("last-event-id", last);
         }
         let opened = bounded("the stream's head", PATIENCE, connection.open(request)).await;
-        let (head, body) = opened.unwrap_or_else(|error| panic!("{path}: {error}")).into_parts();
-        assert_eq!(head.status, 200, "{path}: {head:?}");
-        assert_eq!(head.headers["content-type"], "text/event-stream", "{path}");
-        Self { headers: head.headers, retry: None, body, text: String::new(), connection }
+        let head = opened.unwrap_or_else(|error| panic!("{path}: {error}"));
+        Self::of(head, connection).unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    /// The stream of an answer that may be none.
+    pub(crate) fn of(answer: hyper::Response<Incoming>, connection: Connection) -> Result<Self, Failure> {
+        let (head, body) = answer.into_parts();
+        if head.status != 200 || head.headers["content-type"] != "text/event-stream" {
+            return Err(format!("it is no stream: {head:?}").into());
+        }
+        Ok(Self { headers: head.headers, retry: None, body, text: String::new(), connection })
     }
 
     /// The next event. `None` where the stream ended, and ended between two events.

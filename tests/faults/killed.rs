@@ -1,0 +1,145 @@
+//! PostgreSQL killed, frozen and cut off under load.
+
+use std::time::{Duration, Instant};
+
+use sqlx::{Connection, PgConnection};
+
+use crate::{
+    cluster::Cluster,
+    load::Load,
+    model,
+    support::{Catalog, Launch, Proxy, Service, always, eventually, ms, s},
+};
+
+const ACQUIRE_TIMEOUT: Duration = ms(1000);
+const STATEMENT_TIMEOUT: Duration = ms(1500);
+/// For a machine that is busy with other tests.
+const MARGIN: Duration = ms(1500);
+const BOUND: Duration = s(4);
+
+const POOL: usize = 4;
+
+fn launch(url: String, catalog: &Catalog) -> Launch {
+    assert!(ACQUIRE_TIMEOUT + STATEMENT_TIMEOUT + MARGIN <= BOUND);
+    Launch::new()
+        .set("database.url", url)
+        .set("catalog.endpoint", catalog.endpoint())
+        .set("database.max_connections", POOL)
+        .set("database.acquire_timeout", "1s")
+        .set("database.statement_timeout", "1500ms")
+        .set("readiness.interval", "200ms")
+        .set("worker.poll_interval", "100ms")
+        .set("worker.concurrency", 2)
+        // the catalogue shares this machine with the load
+        .set("catalog.timeout", "2500ms")
+}
+
+/// Everything is as it was: same process, ready, and the pool can be used to its last connection.
+async fn is_whole(service: &Service, load: &Load, since: Instant, within: Duration) {
+    let left = within.saturating_sub(since.elapsed());
+    eventually("reads and writes go well", left, async || load.serves(since)).await;
+    eventually("it is ready", s(5), async || service.probe("/readyz").await.status == 200).await;
+    assert!(service.ended().is_none());
+    assert_eq!(service.metric("db_client_connections_max", &[]).await, Some(POOL as f64));
+}
+
+/// So many of the pool's connections can be in use at once as it has; a permit that leaked would be missing.
+async fn every_place_of_the_pool_is_usable(service: &Service, connection: &mut PgConnection) {
+    let mut lock = connection.begin().await.expect("it answers");
+    sqlx::raw_sql("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.expect("it is there");
+    let address = service.http().await;
+    let ask = |_| tokio::spawn(crate::support::send(address, crate::support::get("/v1/orders")));
+    let asked: Vec<_> = (0..2 * POOL).map(ask).collect();
+    let all = async || {
+        let used = service.metric("db_client_connections", &[("state", "used")]).await;
+        let sql = "SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted AND relation = 'orders'::regclass";
+        let waiting: i64 = sqlx::query_scalar(sql).fetch_one(&mut *lock).await.expect("it answers");
+        if waiting == POOL as i64 { Ok(()) } else { Err((used, waiting)) }
+    };
+    eventually("each waits for the lock on a connection of its own", s(5), all).await;
+    lock.rollback().await.expect("it answers");
+    for answer in asked {
+        answer.await.expect("it does not panic").expect("it is answered");
+    }
+}
+
+/// Every order that was accepted is there, and has come to one end.
+async fn nothing_is_lost(accepted: usize, connection: &mut PgConnection) {
+    let sql = "SELECT count(*) FILTER (WHERE status = 'pending'), count(*) FROM orders";
+    let settled = async || {
+        let counts: (i64, i64) = sqlx::query_as(sql).fetch_one(&mut *connection).await.expect("it answers");
+        if counts.0 == 0 { Ok(counts.1) } else { Err(counts) }
+    };
+    let orders = eventually("no order is pending", s(60), settled).await;
+    assert!(orders >= accepted as i64, "{accepted} were accepted, {orders} are there");
+    let wrong: i64 = sqlx::query_scalar(model::WRONG_HISTORIES).fetch_one(connection).await.expect("it answers");
+    assert_eq!(wrong, 0);
+}
+
+async fn stays_alive(service: &Service, during: Duration) {
+    always("it is alive", during, async || service.probe("/livez").await.status == 200).await;
+}
+
+#[tokio::test]
+async fn postgres_killed_under_load_is_only_503s_and_serves_within_5_s_of_its_return() {
+    let Some(mut cluster) = Cluster::start().await else { return };
+    let catalog = Catalog::start().await;
+    let service = launch(cluster.url(), &catalog).ready().await;
+    let load = Load::on(&service).await;
+    let begun = Instant::now();
+    eventually("it serves", s(10), async || load.serves(begun)).await;
+    for _ in 0..2 {
+        let killed = Instant::now();
+        cluster.kill().await;
+        stays_alive(&service, s(2)).await;
+        assert_eq!(service.probe("/readyz").await.status, 503);
+        cluster.restart().await;
+        is_whole(&service, &load, Instant::now(), s(5)).await;
+        load.only_503s(killed, BOUND);
+    }
+    let accepted = load.stop().await;
+    let mut connection = cluster.connect().await;
+    nothing_is_lost(accepted, &mut connection).await;
+    every_place_of_the_pool_is_usable(&service, &mut connection).await;
+}
+
+#[tokio::test]
+async fn postgres_frozen_under_load_is_only_503s_and_every_connection_is_usable_afterwards() {
+    let Some(cluster) = Cluster::start().await else { return };
+    let catalog = Catalog::start().await;
+    let service = launch(cluster.url(), &catalog).ready().await;
+    let load = Load::on(&service).await;
+    let begun = Instant::now();
+    eventually("it serves", s(10), async || load.serves(begun)).await;
+    let frozen = Instant::now();
+    cluster.freeze();
+    stays_alive(&service, s(8)).await;
+    assert_eq!(service.probe("/readyz").await.status, 503);
+    cluster.thaw();
+    is_whole(&service, &load, Instant::now(), s(5)).await;
+    load.only_503s(frozen, BOUND);
+    let accepted = load.stop().await;
+    let mut connection = cluster.connect().await;
+    nothing_is_lost(accepted, &mut connection).await;
+    every_place_of_the_pool_is_usable(&service, &mut connection).await;
+}
+
+#[tokio::test]
+async fn postgres_blackholed_and_healed_serves_within_10_s() {
+    let world = crate::support::World::new().await;
+    let proxy = Proxy::before(world.database.address());
+    let service = launch(world.database.url_at(proxy.address), world.catalog()).ready().await;
+    let load = Load::on(&service).await;
+    let begun = Instant::now();
+    eventually("it serves", s(10), async || load.serves(begun)).await;
+    let cut = Instant::now();
+    proxy.blackhole();
+    stays_alive(&service, s(5)).await;
+    proxy.pass();
+    is_whole(&service, &load, Instant::now(), s(10)).await;
+    load.only_503s(cut, BOUND);
+    let accepted = load.stop().await;
+    let mut connection = PgConnection::connect(&world.database.url()).await.expect("it answers");
+    nothing_is_lost(accepted, &mut connection).await;
+    every_place_of_the_pool_is_usable(&service, &mut connection).await;
+}

@@ -1,0 +1,86 @@
+//! The worker on bad days: many replicas, crashes, poison and clocks.
+
+use std::time::Instant;
+
+use futures_util::future::join_all;
+
+use crate::{
+    all_settled, becomes, order,
+    support::{World, eventually, ms, s},
+};
+
+#[tokio::test]
+async fn ten_replicas_share_one_table_and_double_nothing() {
+    let world = World::new().await;
+    let launch = || world.service().set("database.max_connections", 2).set("worker.concurrency", 2);
+    // ten processes on one machine
+    let launch = || launch().set("catalog.timeout", "5s").set("database.acquire_timeout", "5s");
+    let replicas = join_all((0..10).map(|_| launch().ready())).await;
+    let mut placed = Vec::new();
+    for number in 0..100 {
+        placed.push(order(&replicas[number % 10], "SLOW-RESERVE-20").await);
+    }
+    all_settled(&world).await;
+    let twice: Vec<_> = placed.iter().filter(|id| world.catalog().reserved(id) != 1).collect();
+    assert!(twice.is_empty(), "asked for more than once: {twice:?}");
+    let mut workers = 0;
+    for replica in &replicas {
+        workers += usize::from(replica.metrics().await.iter().any(|sample| sample.is("worker_jobs_total", &[])));
+    }
+    assert!(workers >= 5, "{workers} of ten have worked");
+}
+
+#[tokio::test]
+async fn replicas_that_crash_one_after_the_other_leave_every_order_settled_once() {
+    let world = World::new().await;
+    let launch = || world.service().set("catalog.timeout", "5s");
+    let survivor = launch().ready().await;
+    for round in 0..4 {
+        let crashing = launch().ready().await;
+        for _ in 0..16 {
+            order(&crashing, "SLOW-RESERVE-400").await;
+        }
+        // it was woken by its own orders; the look itself may come between two jobs
+        let running = async || crashing.metric("in_flight", &[("kind", "job")]).await > Some(0.0);
+        eventually("it is in the middle of a job", s(10), running).await;
+        tokio::time::sleep(ms(17) * round).await;
+        crashing.kill().await;
+    }
+    all_settled(&world).await;
+    assert!(survivor.ended().is_none());
+}
+
+#[tokio::test]
+async fn poison_blocks_no_other_job() {
+    let world = World::new().await;
+    let service = world.service().set("worker.concurrency", 1).ready().await;
+    // more than fit into the worker, and all due again and again
+    for _ in 0..12 {
+        order(&service, "FAIL-RESERVE-INVALID_ARGUMENT").await;
+    }
+    let asked = Instant::now();
+    let good = order(&service, "SKU-1").await;
+    becomes(&service, &good, "confirmed").await;
+    assert!(asked.elapsed() < s(15), "{:?}", asked.elapsed());
+}
+
+#[tokio::test]
+async fn a_clock_that_was_set_back_leaves_no_order_waiting_for_the_time_it_showed() {
+    let world = World::new().await;
+    let service = world.serve().await;
+    let id = order(&service, "FAIL-RESERVE-UNAVAILABLE-1000").await;
+    eventually("it is tried", s(10), async || world.catalog().reserved(&id) > 1).await;
+    // as if it had been postponed by a clock a year ahead; and mended meanwhile
+    let jump = "UPDATE orders SET next_attempt_at = now() + interval '1 year', sku = 'SKU-1'";
+    let old = async || {
+        world.database.execute(jump).await;
+        world.database.one::<bool>("SELECT bool_and(sku = 'SKU-1') FROM orders").await
+    };
+    eventually("the clock jumps", s(5), old).await;
+    becomes(&service, &id, "confirmed").await;
+    // and one far behind
+    let id = order(&service, "SLOW-RESERVE-700").await;
+    world.database.execute("UPDATE orders SET next_attempt_at = '1970-01-01' WHERE status = 'pending'").await;
+    becomes(&service, &id, "confirmed").await;
+    all_settled(&world).await;
+}
