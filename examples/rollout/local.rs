@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// 64 clients that keep their connection and 64 that open one for each request; half of each speak HTTP/2.
-const SIZES: Sizes = Sizes { clients: 32, streams_each: 1, feeds: 2, think: Duration::from_millis(10), orders: 50 };
+const SIZES: Sizes = Sizes { clients: 32, streams_each: 1, feeds: 2, think: Duration::from_millis(25), orders: 50 };
 
 /// Nothing here takes as long: an instance is ready in a second and gone 25 s after SIGTERM at the latest.
 const PATIENCE: Duration = Duration::from_secs(60);
