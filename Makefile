@@ -7,7 +7,7 @@ VERSION := $(shell git describe --always --dirty --tags 2>/dev/null || sed -n 's
 export SQLX_OFFLINE ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt prepare bench clean
+.PHONY: help run test chaos lint fmt prepare bench clean
 
 help: ## this list
 	@scripts/help $(MAKEFILE_LIST)
@@ -17,6 +17,10 @@ run: ## PostgreSQL, the example's gRPC peer and the service, until Ctrl-C
 
 test: ## every test: the real binary, a real PostgreSQL, a real gRPC peer, real signals
 	@scripts/with-postgres cargo test --locked
+
+chaos: ## SECONDS=600 SEED=1: kills, freezes and cuts at random for as long as told; nothing accepted may be lost
+	cargo build --locked --example catalog
+	@CHAOS_SECONDS="$(SECONDS)" CHAOS_SEED="$(SEED)" scripts/with-postgres cargo test --locked --test faults -- chaos --nocapture
 
 lint: ## formatting, clippy, licences and sources of the dependencies, shell scripts, the queries' data
 	cargo fmt --check
