@@ -16,6 +16,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderValue, StatusCode, Version};
 use http_body::Body as _;
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use socket2::SockRef;
@@ -120,7 +121,10 @@ impl Connection {
 
     async fn http1(&self, first: Vec<u8>) {
         let wire = self.wire(first, true);
-        let service = hyper::service::service_fn(|request| self.call(request));
+        let service = hyper::service::service_fn(|request| {
+            let counted = self.count(&request);
+            self.call(request, counted)
+        });
         let mut builder = http1::Builder::new();
         // hyper's own timeout would end a connection that is merely idle as well, after 30 s
         builder.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEAD);
@@ -182,16 +186,22 @@ impl Connection {
         Wire::new(Arc::clone(&self.stream), Arc::clone(&self.traffic), first, by_heads, write_timeout)
     }
 
+    /// Counts a request in. To be called when hyper has its head and before it reads on, which an async function, that
+    /// does nothing until it is polled, would not be.
+    fn count(&self, request: &hyper::Request<Incoming>) -> Counted {
+        let chunked = request.headers().contains_key(TRANSFER_ENCODING);
+        self.traffic.request(if chunked { None } else { request.body().size_hint().exact() });
+        Counted(Arc::clone(&self.traffic))
+    }
+
     async fn call(
         &self,
-        request: hyper::Request<hyper::body::Incoming>,
+        request: hyper::Request<Incoming>,
+        counted: Counted,
     ) -> Result<Response<Guarded<Counted>>, Infallible> {
         let (version, headers) = (request.version(), request.headers());
-        let chunked = headers.contains_key(TRANSFER_ENCODING);
         // hyper lets chunked win over a length; a proxy before us might not, and see another request than we do
-        let ambiguous = chunked && headers.contains_key(CONTENT_LENGTH);
-        self.traffic.request(if chunked { None } else { request.body().size_hint().exact() });
-        let counted = Counted(Arc::clone(&self.traffic));
+        let ambiguous = headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH);
         let response = match ambiguous {
             true => Problem::new(StatusCode::BAD_REQUEST, "Content-Length and Transfer-Encoding exclude each other")
                 .into_response(),
@@ -316,7 +326,7 @@ fn count_timeout(bound: &'static str) {
     metrics::counter!("http_server_timeouts_total", "bound" => bound).increment(1);
 }
 
-async fn answer(router: Router, request: hyper::Request<hyper::body::Incoming>, peer: SocketAddr) -> Response {
+async fn answer(router: Router, request: hyper::Request<Incoming>, peer: SocketAddr) -> Response {
     let mut request = request.map(Body::new);
     request.extensions_mut().insert(ConnectInfo(peer));
     router.oneshot(request).await.unwrap_or_else(|never: Infallible| match never {})

@@ -192,7 +192,9 @@ async fn time(State(middleware): State<Middleware>, mut request: Request, next: 
     request.extensions_mut().insert(Deadline::after(timeout));
     let is_read = Arc::new(AtomicBool::new(http_body::Body::is_end_stream(request.body())));
     let request = request.map(|body| Body::new(Guarded::new(body, SetOnDrop(Arc::clone(&is_read)))));
-    match tokio::time::timeout(timeout, next.run(request)).await {
+    // pinned here, it outlives the timeout: dropping it would look like a body that was read
+    let mut answer = std::pin::pin!(next.run(request));
+    match tokio::time::timeout(timeout, answer.as_mut()).await {
         Ok(response) => response,
         Err(_elapsed) if is_read.load(Ordering::Relaxed) => {
             metrics::counter!("http_server_timeouts_total", "bound" => "request").increment(1);

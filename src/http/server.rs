@@ -186,7 +186,7 @@ impl Server {
         for kind in Kind::PUBLIC {
             metrics::counter!("http_server_cut_total", "kind" => kind.name()).increment(in_flight.count(kind) as u64);
         }
-        for left in in_flight.list() {
+        for left in in_flight.list(&Kind::PUBLIC) {
             tracing::error!(left, "cut: it outlasted its budget");
         }
         self.shared.cut.cancel();

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::Lifecycle;
+use super::{Kind, Lifecycle};
 
 /// The exit code when the deadline, or a step's own budget, was passed.
 pub(super) const EXIT: u8 = 3;
@@ -18,7 +18,7 @@ pub(super) fn start(lifecycle: Lifecycle, deadline: Duration) {
     spawn("deadline", move || {
         std::thread::sleep(deadline);
         exit(EXIT, move || {
-            let left = lifecycle.in_flight().list().join("; ");
+            let left = lifecycle.in_flight().list(&Kind::ALL).join("; ");
             let step = lifecycle.0.steps.running();
             tracing::error!(step, left, exit_code = EXIT, "deadline passed: abandoning what is left");
         });

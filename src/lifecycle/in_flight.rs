@@ -72,10 +72,10 @@ impl InFlight {
         self.lock().entries.values().filter(|entry| entry.kind == kind).count()
     }
 
-    /// Everything under way, oldest first, each as `kind what for 1.234s`.
-    pub fn list(&self) -> Vec<String> {
+    /// What is under way of these kinds, oldest first, each as `kind what for 1.234s`.
+    pub fn list(&self, kinds: &[Kind]) -> Vec<String> {
         let register = self.lock();
-        let mut entries: Vec<_> = register.entries.values().collect();
+        let mut entries: Vec<_> = register.entries.values().filter(|entry| kinds.contains(&entry.kind)).collect();
         entries.sort_by_key(|entry| entry.since);
         let line = |entry: &&Entry| format!("{} {} for {:.3?}", entry.kind.name(), entry.what, entry.since.elapsed());
         entries.iter().map(line).collect()
