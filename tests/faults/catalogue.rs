@@ -101,7 +101,7 @@ async fn the_circuit_breaker_opens_after_failures_in_a_row_and_half_opens() {
         let not_called = |error: &str| error.contains("not called");
         service.logged("peer").iter().filter(|line| line["error"].as_str().is_some_and(not_called)).count()
     };
-    eventually("it opens", s(10), async || {
+    eventually("it opens", s(40), async || {
         is_503(&place(&service, "FAIL-UNAVAILABLE").await);
         refused() > 0
     })
@@ -184,7 +184,7 @@ fn peer(catalog: &Catalog) -> Peer {
     Peer::new(&settings).expect("it is an address")
 }
 
-mod contract {
+pub(crate) mod contract {
     #![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated")]
     tonic::include_proto!("catalog.v1");
 }

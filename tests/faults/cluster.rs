@@ -24,6 +24,7 @@ pub(crate) struct Cluster {
     owner: Option<(u32, u32)>,
     folder: TempDir,
     port: u16,
+    encrypted: bool,
     server: Option<Process>,
 }
 
@@ -40,7 +41,7 @@ impl Cluster {
             chown(folder.path(), Some(user), Some(group)).expect("root may");
         }
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).expect("it is ours");
-        let mut cluster = Self { programs, owner, folder, port: free_address().port(), server: None };
+        let mut cluster = Self { programs, owner, folder, port: free_address().port(), encrypted: false, server: None };
         let made =
             cluster.program("initdb").args(["-D", "data", "-U", "postgres", "--auth=trust", "--no-sync"]).output();
         let made = made.expect("initdb runs");
@@ -79,6 +80,9 @@ impl Cluster {
             command.args(["-D", "data", "-h", "127.0.0.1", "-k", "", "-p", &port, "-c", "max_connections=100"]);
             // a killed process leaves what it wrote to the kernel: only a power cut needs more
             command.args(["-c", "fsync=off"]);
+            if self.encrypted {
+                command.args(["-c", "ssl=on", "-c", "ssl_key_file=server.key", "-c", "ssl_cert_file=server.pem"]);
+            }
             let server = Process::spawn("PostgreSQL", command, Output::Collected);
             while server.ended().is_none() {
                 if PgConnection::connect(&self.url()).await.is_ok() {
@@ -90,6 +94,21 @@ impl Cluster {
             false
         })
         .await;
+    }
+
+    /// Starts it again with this key and this certificate.
+    pub(crate) async fn encrypt(&mut self, key: &Path, certificate: &Path) {
+        for (file, name) in [(key, "server.key"), (certificate, "server.pem")] {
+            let own = self.folder.path().join("data").join(name);
+            fs::copy(file, &own).expect("it is there");
+            fs::set_permissions(&own, fs::Permissions::from_mode(0o600)).expect("it is ours");
+            if let Some((user, group)) = self.owner {
+                chown(&own, Some(user), Some(group)).expect("root may");
+            }
+        }
+        self.encrypted = true;
+        self.kill().await;
+        self.restart().await;
     }
 
     /// SIGKILL for each of its processes.

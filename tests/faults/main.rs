@@ -12,11 +12,13 @@ mod catalogue;
 mod chaos;
 mod cluster;
 mod database;
+mod flaky;
 mod killed;
 mod load;
 mod model;
 mod names;
 mod process;
+mod security;
 mod settings;
 mod worker;
 

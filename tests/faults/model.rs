@@ -103,8 +103,11 @@ async fn client(number: usize, replicas: Replicas, mut dice: Dice, stop: Arc<Ato
         let _ = ask(&replicas, &mut dice, &key, wish).await;
         tokio::time::sleep(ms(10 + dice.below(60))).await;
     }
-    // all is well by now: whoever has no answer gets one
-    for (key, wish) in &mut wishes {
+    // all is well by now: whoever has no answer gets one, and some get theirs again
+    let again = wishes.len() / 20 + 1;
+    let unanswered = |(number, wish): (usize, &Wish)| wish.id.is_none() || number % again == 0;
+    let asked: Vec<bool> = wishes.values().enumerate().map(unanswered).collect();
+    for ((key, wish), _) in wishes.iter_mut().zip(asked).filter(|(_, asked)| *asked) {
         // not `eventually`: a future with an async closure in it cannot be spawned
         let deadline = Instant::now() + s(60);
         while let Err(error) = ask(&replicas, &mut dice, key, wish).await {

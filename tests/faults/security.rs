@@ -1,0 +1,105 @@
+//! What is not to be seen from outside, and how a connection to the database is kept from being read.
+
+use std::{fs, path::Path, process::Command};
+
+use serde_json::json;
+
+use crate::{
+    cluster::Cluster,
+    order,
+    support::{Catalog, Launch, World, eventually, get, s},
+};
+
+#[tokio::test]
+async fn every_answer_is_to_be_taken_as_what_it_says_it_is_and_kept_as_long_as_it_says() {
+    let world = World::new().await;
+    let service = world.serve().await;
+    let id = order(&service, "SKU-1").await;
+    let mut replies = Vec::new();
+    for path in [&format!("/v1/orders/{id}"), "/v1/orders", "/v1/products/SKU-1", "/v1/orders/none", "/nowhere"] {
+        replies.push(service.get(path).await);
+    }
+    replies.push(service.post("/v1/orders", &json!({ "sku": "SKU-1", "quantity": 0 })).await);
+    for reply in replies {
+        assert_eq!(reply.header("x-content-type-options"), "nosniff", "{reply:?}");
+        assert!(["no-store", "no-cache"].contains(&reply.header("cache-control")), "{reply:?}");
+        assert_eq!(reply.header("server"), "", "{reply:?}");
+        assert!(!reply.text().contains(env!("CARGO_PKG_VERSION")), "{reply:?}");
+        assert!(!reply.text().contains(".rs"), "{reply:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_databases_password_is_nowhere_whether_it_is_right_or_wrong() {
+    let Some(cluster) = Cluster::start().await else { return };
+    let catalog = Catalog::start().await;
+    // trust: any password is right; a role that is not there: any is wrong
+    for role in ["postgres", "nobody-there"] {
+        let url = cluster.url().replace("postgres@", &format!("{role}:hunter2secret@"));
+        let launch = Launch::new().set("database.url", url).set("catalog.endpoint", catalog.endpoint());
+        let service = launch.env("RUST_LOG", "debug").set("readiness.postgres", "advisory").spawn();
+        let reply = async || service.try_send(get("/v1/orders")).await.ok();
+        let reply = eventually("it answers", s(20), reply).await;
+        let mut texts = vec![reply.text(), service.text(false), service.text(true)];
+        for path in ["/", "/metrics", "/readyz", "/livez"] {
+            texts.push(service.probe(path).await.text());
+        }
+        for text in texts {
+            assert!(!text.contains("hunter2secret"), "{text}");
+        }
+    }
+}
+
+/// A certificate authority's certificate `ca.pem` in `folder`, and a key and a certificate of it for `localhost`.
+fn certificates(folder: &Path) -> bool {
+    let script = "openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=test-ca \
+                    -addext basicConstraints=critical,CA:TRUE &&
+                  openssl req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=localhost &&
+                  printf 'subjectAltName=DNS:localhost\\n' >names &&
+                  openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names \
+                    -out server.pem && chmod 644 *.pem";
+    let made = Command::new("sh").args(["-c", script]).current_dir(folder).output();
+    made.is_ok_and(|made| made.status.success())
+}
+
+#[tokio::test]
+async fn tls_with_a_private_authority_serves_and_without_it_does_not() {
+    let folder = tempfile::tempdir().expect("a folder");
+    if !certificates(folder.path()) {
+        eprintln!("skipped: openssl is not on this machine");
+        return;
+    }
+    let Some(mut cluster) = Cluster::start().await else { return };
+    cluster.encrypt(&folder.path().join("server.key"), &folder.path().join("server.pem")).await;
+    let catalog = Catalog::start().await;
+    let url = cluster.url().replace("127.0.0.1", "localhost");
+    let launch = |url: String| {
+        let launch = Launch::new().set("database.url", url).set("catalog.endpoint", catalog.endpoint());
+        let launch = launch.set("readiness.postgres", "advisory").set("readiness.interval", "200ms");
+        // a handshake takes a debug build its time
+        launch.set("database.acquire_timeout", "9s")
+    };
+    let authority = folder.path().join("ca.pem");
+    let verified = format!("{url}?sslmode=verify-full&sslrootcert={}", authority.display());
+    let service = launch(verified.clone()).ready().await;
+    order(&service, "SKU-1").await;
+    let encrypted =
+        "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE client_addr IS NOT NULL
+                     AND pid <> pg_backend_pid()";
+    let encrypted: bool =
+        sqlx::query_scalar(encrypted).fetch_one(&mut cluster.connect().await).await.expect("it answers");
+    assert!(encrypted);
+
+    // the certificate is not for this name; nobody vouches for it
+    fs::write(folder.path().join("other.pem"), other_authority(folder.path())).expect("it is ours");
+    let other = format!("{url}?sslmode=verify-full&sslrootcert={}", folder.path().join("other.pem").display());
+    for url in [verified.replace("localhost", "127.0.0.1"), other] {
+        let service = launch(url.clone()).ready().await;
+        assert_eq!(service.get("/v1/orders").await.status, 503, "{url}");
+    }
+}
+
+fn other_authority(folder: &Path) -> Vec<u8> {
+    let words = "req -x509 -newkey rsa:2048 -nodes -keyout other.key -out /dev/stdout -days 2 -subj /CN=other-ca";
+    Command::new("openssl").args(words.split(' ')).current_dir(folder).output().expect("it is there").stdout
+}
