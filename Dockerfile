@@ -75,12 +75,13 @@ ARG VERSION
 ARG SOURCE
 ARG GIT_COMMIT
 ARG CREATED
+ARG LICENSES
 LABEL org.opencontainers.image.title="$TITLE" \
       org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.source="$SOURCE" \
       org.opencontainers.image.revision="$GIT_COMMIT" \
       org.opencontainers.image.created="$CREATED" \
-      org.opencontainers.image.licenses="MIT OR Apache-2.0"
+      org.opencontainers.image.licenses="$LICENSES"
 COPY --from=toolchain /files /
 COPY --from=build /service /service
 # A number, so that Kubernetes can tell without looking that it is not root. Any other does as well.

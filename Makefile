@@ -7,7 +7,7 @@ VERSION := $(shell git describe --always --dirty --tags 2>/dev/null || sed -n 's
 export SQLX_OFFLINE ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos lint fmt prepare bench clean
+.PHONY: help run test lint fmt prepare bench clean
 
 help: ## this list
 	@scripts/help $(MAKEFILE_LIST)
@@ -17,10 +17,6 @@ run: ## PostgreSQL, the example's gRPC peer and the service, until Ctrl-C
 
 test: ## every test: the real binary, a real PostgreSQL, a real gRPC peer, real signals
 	@scripts/with-postgres cargo test --locked
-
-chaos: ## SECONDS=600 SEED=1: kills, freezes and cuts at random for as long as told; nothing accepted may be lost
-	cargo build --locked --example catalog
-	@CHAOS_SECONDS="$(SECONDS)" CHAOS_SEED="$(SEED)" scripts/with-postgres cargo test --locked --test faults -- chaos --nocapture
 
 lint: ## formatting, clippy, licences and sources of the dependencies, shell scripts, the queries' data
 	cargo fmt --check
@@ -44,19 +40,15 @@ clean: ## remove what was built and the database of `make run`
 	cargo clean
 	@scripts/with-postgres --clean
 
-# --- The image, and whatever cluster kubectl points at --------------------------------------------------------------
+# --- The image ------------------------------------------------------------------------------------------------------
 
-.PHONY: docker catalog-image smoke e2e rollout-local
+.PHONY: docker catalog-image smoke
 
-# each may be given: make docker IMAGE=registry.example.com/orders:1.2.3 FEATURES=docs
+# each may be given: make docker IMAGE=registry.example.com/shop:1.2.3 FEATURES=docs
 IMAGE         ?= $(NAME):$(VERSION:v%=%)
 CATALOG_IMAGE ?= $(NAME)-catalog:$(VERSION:v%=%)
 FEATURES      ?=
-# what brings an image into the cluster, what applies a folder to it, and where its port 30080 is reached from here
-IMAGE_LOAD    ?= kind load docker-image
-KUBE_APPLY    ?= kubectl apply -k
-ADDRESS       ?= 127.0.0.1:30080
-export IMAGE CATALOG_IMAGE FEATURES IMAGE_LOAD KUBE_APPLY ADDRESS
+export IMAGE CATALOG_IMAGE FEATURES
 
 docker: ## the container image, named after the package and the git version (FEATURES=docs for Swagger UI)
 	@scripts/image service "$(IMAGE)" "$(NAME)" "$(VERSION)"
@@ -65,7 +57,21 @@ catalog-image: ## the gRPC peer as an image, for `make smoke` and local clusters
 	@scripts/image catalog "$(CATALOG_IMAGE)" "$(NAME)-catalog" "$(VERSION)"
 
 smoke: docker catalog-image ## run the image read-only, unprivileged and in 32 MiB, stop it, and look at how it ended
-	@scripts/smoke
+	@scripts/smoke /v1/orders '{"sku": "SKU-1", "quantity": 1}'
+
+# --- The example under load, and on bad days ------------------------------------------------------------------------
+
+.PHONY: chaos e2e rollout-local
+
+# what brings an image into the cluster, what applies a folder to it, and where its port 30080 is reached from here
+IMAGE_LOAD    ?= kind load docker-image
+KUBE_APPLY    ?= kubectl apply -k
+ADDRESS       ?= 127.0.0.1:30080
+export IMAGE_LOAD KUBE_APPLY ADDRESS
+
+chaos: ## SECONDS=600 SEED=1: kills, freezes and cuts at random for as long as told; nothing accepted may be lost
+	cargo build --locked --example catalog
+	@CHAOS_SECONDS="$(SECONDS)" CHAOS_SEED="$(SEED)" scripts/with-postgres cargo test --locked --test faults -- chaos --nocapture
 
 e2e: docker catalog-image ## on a cluster, under load: restarts, scaling, deleted pods, a broken rollout, no database
 	@scripts/e2e
