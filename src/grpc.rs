@@ -13,6 +13,7 @@ use backon::Retryable;
 use failsafe::StateMachine;
 use failsafe::backoff::EqualJittered;
 use failsafe::failure_policy::ConsecutiveFailures;
+use futures_util::TryFutureExt;
 use http::uri::InvalidUri;
 use http::{HeaderMap, StatusCode, Uri};
 use tokio::sync::{mpsc, watch};
@@ -140,7 +141,7 @@ impl Peer {
             let mut headers = HeaderMap::new();
             traces::pass_on(&mut headers);
             request.metadata_mut().as_mut().extend(headers);
-            call(request)
+            call(request).map_err(broken)
         };
         let pauses = backon::ExponentialBuilder::new()
             .with_min_delay(Duration::from_millis(20))
@@ -335,6 +336,14 @@ impl From<Error> for Problem {
         };
         tracing::warn!(%error, status = problem.status().as_u16(), "peer");
         problem
+    }
+}
+
+/// A connection that breaks in the middle of a call is "unknown" to tonic, and the peer's absence to us.
+fn broken(status: Status) -> Status {
+    match std::error::Error::source(&status) {
+        Some(source) if status.code() == Code::Unknown => Status::unavailable(chain(source)),
+        _ => status,
     }
 }
 

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use nix::sys::signal::SigSet;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::task::TaskTracker;
@@ -40,11 +41,17 @@ impl Control {
     /// # Errors
     /// Where the system has no threads or file descriptors left.
     pub fn new() -> io::Result<Self> {
+        // held back until there is somebody to take them: a handler that has only half been installed loses the signal
+        let mut ours = SigSet::empty();
+        ours.add(nix::sys::signal::SIGTERM);
+        ours.add(nix::sys::signal::SIGINT);
+        ours.thread_block()?;
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let context = runtime.enter();
         let signals =
             Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
         drop(context);
+        ours.thread_unblock()?;
         Ok(Self { runtime, signals })
     }
 
