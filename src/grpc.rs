@@ -339,10 +339,11 @@ impl From<Error> for Problem {
     }
 }
 
-/// A connection that breaks in the middle of a call is "unknown" to tonic, and the peer's absence to us.
+/// A connection that breaks in the middle of a call is "unknown" or "internal" to tonic, and the peer's absence to us.
+/// Only a status that was made on this side has a source.
 fn broken(status: Status) -> Status {
     match std::error::Error::source(&status) {
-        Some(source) if status.code() == Code::Unknown => Status::unavailable(chain(source)),
+        Some(source) if matches!(status.code(), Code::Unknown | Code::Internal) => Status::unavailable(chain(source)),
         _ => status,
     }
 }

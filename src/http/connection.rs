@@ -4,9 +4,11 @@
 //! and decides when a connection may be closed without losing what the peer has already sent.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::{Shutdown, SocketAddr};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -15,7 +17,7 @@ use axum::extract::ConnectInfo;
 use axum::response::{IntoResponse, Response};
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderValue, StatusCode, Version};
-use http_body::Body as _;
+use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -24,7 +26,6 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tower::ServiceExt;
 
-use super::guarded::Guarded;
 use super::problem::Problem;
 use super::server::Shared;
 use super::wire::{Activity, Traffic, Wire, has_unread};
@@ -92,31 +93,34 @@ impl Connection {
 
     /// Reads until the protocol is known: the whole HTTP/2 preface, or a byte that is not of it.
     async fn first_bytes(&self) -> Option<Vec<u8>> {
-        let mut first = Vec::new();
-        let read = async {
-            while first.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&first) {
-                self.stream.readable().await.ok()?;
-                let mut bytes = [0; HTTP2_PREFACE.len()];
-                match self.stream.try_read(&mut bytes[..HTTP2_PREFACE.len() - first.len()]) {
-                    Ok(0) => break,
-                    Ok(count) => first.extend_from_slice(&bytes[..count]),
-                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                    Err(_) => return None,
-                }
-            }
-            (!first.is_empty()).then_some(())
-        };
-        match tokio::time::timeout(self.shared.limits.header_timeout, read).await {
-            Ok(read) => read.map(|()| first),
-            Err(_elapsed) if first.is_empty() => {
-                count_timeout("first_byte");
-                None
-            }
+        let timeout = self.shared.limits.header_timeout;
+        if tokio::time::timeout(timeout, self.stream.readable()).await.is_err() {
+            count_timeout("first_byte");
+            return None;
+        }
+        self.traffic.first_byte();
+        match tokio::time::timeout(timeout, self.preface()).await {
+            Ok(first) => first.ok().filter(|first| !first.is_empty()),
             Err(_elapsed) => {
                 self.time_out_head().await;
                 None
             }
         }
+    }
+
+    async fn preface(&self) -> io::Result<Vec<u8>> {
+        let mut first = Vec::new();
+        while first.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&first) {
+            self.stream.readable().await?;
+            let mut bytes = [0; HTTP2_PREFACE.len()];
+            match self.stream.try_read(&mut bytes[..HTTP2_PREFACE.len() - first.len()]) {
+                Ok(0) => break,
+                Ok(count) => first.extend_from_slice(&bytes[..count]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(first)
     }
 
     async fn http1(&self, first: Vec<u8>) {
@@ -154,7 +158,7 @@ impl Connection {
             self.traffic.request(Some(0));
             let counted = Counted(Arc::clone(&self.traffic));
             let answer = answer(self.router.clone(), request, self.peer);
-            async { Ok::<_, Infallible>(answer.await.map(|body| Guarded::new(body, counted))) }
+            async { Ok::<_, Infallible>(answer.await.map(|body| Answer::new(body, counted))) }
         });
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
@@ -194,11 +198,7 @@ impl Connection {
         Counted(Arc::clone(&self.traffic))
     }
 
-    async fn call(
-        &self,
-        request: hyper::Request<Incoming>,
-        counted: Counted,
-    ) -> Result<Response<Guarded<Counted>>, Infallible> {
+    async fn call(&self, request: hyper::Request<Incoming>, counted: Counted) -> Result<Response<Answer>, Infallible> {
         let (version, headers) = (request.version(), request.headers());
         // hyper lets chunked win over a length; a proxy before us might not, and see another request than we do
         let ambiguous = headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH);
@@ -207,11 +207,15 @@ impl Connection {
                 .into_response(),
             false => answer(self.router.clone(), request, self.peer).await,
         };
-        let mut response = response.map(|body| Guarded::new(body, counted));
+        let mut response = response.map(|body| Answer::new(body, counted));
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             self.traffic.upgraded();
         } else if ambiguous || (version <= Version::HTTP_11 && self.shared.is_stopping() && !self.next_waits()) {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            if version == Version::HTTP_10 {
+                // else hyper would add a keep-alive to it
+                *response.version_mut() = version;
+            }
         }
         Ok(response)
     }
@@ -259,16 +263,16 @@ impl Connection {
 
     /// Completes when an HTTP/2 connection should be told to go away: it was idle for too long, or the service drains.
     async fn may_goaway(&self) {
-        loop {
-            let until = match self.traffic.activity() {
-                _ if self.shared.draining.is_cancelled() => return,
-                Activity::Idle(since) if since.elapsed() >= self.shared.limits.idle_timeout => {
-                    return count_timeout("idle");
-                }
-                Activity::Idle(since) | Activity::Head(since) => since + self.shared.limits.idle_timeout,
-                Activity::Busy | Activity::Upgraded => Instant::now() + self.shared.limits.idle_timeout,
+        let idle_timeout = self.shared.limits.idle_timeout;
+        while !self.shared.draining.is_cancelled() {
+            let due = match self.traffic.activity() {
+                Activity::Idle(since) | Activity::Head(since) => since + idle_timeout,
+                Activity::Busy | Activity::Upgraded => Instant::now() + idle_timeout,
             };
-            self.until(until).await;
+            if due <= Instant::now() {
+                return count_timeout("idle");
+            }
+            self.until(due).await;
         }
     }
 
@@ -305,7 +309,7 @@ impl Connection {
             let mut bytes = [0; 4096];
             while self.stream.readable().await.is_ok() {
                 match self.stream.try_read(&mut bytes) {
-                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Ok(0) | Err(_) => return,
                     Ok(_) => {}
                 }
@@ -332,11 +336,47 @@ async fn answer(router: Router, request: hyper::Request<Incoming>, peer: SocketA
     router.oneshot(request).await.unwrap_or_else(|never: Infallible| match never {})
 }
 
-/// A request that is under way on its connection until this is dropped, with the last byte of its answer.
+/// A request that is under way on its connection until this is dropped.
 struct Counted(Arc<Traffic>);
 
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.answered();
+    }
+}
+
+/// A response's body. It ends when hyper has taken the last of it; what it holds, above all the register's guard, is
+/// held until that has also been written: a request is under way for as long as the kernel has not taken its answer.
+struct Answer {
+    body: Body,
+    counted: Counted,
+}
+
+impl Answer {
+    fn new(body: Body, counted: Counted) -> Self {
+        Self { body, counted }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.counted.0.hold_until_flushed(std::mem::take(&mut self.body));
+    }
+}
+
+impl http_body::Body for Answer {
+    type Data = bytes::Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use axum::body::Body;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use socket2::SockRef;
 use tokio::net::TcpStream;
@@ -36,6 +37,8 @@ struct State {
     body: Option<u64>,
     /// Bytes read from the socket and not yet given to hyper.
     held: usize,
+    /// Answers that hyper has taken whole and the kernel has not.
+    unflushed: Vec<Body>,
     upgraded: bool,
 }
 
@@ -62,6 +65,7 @@ impl Traffic {
             delivered: 0,
             body: Some(0),
             held: 0,
+            unflushed: Vec::new(),
             upgraded: false,
         }))
     }
@@ -74,6 +78,22 @@ impl Traffic {
             () if state.has_more() => Activity::Head(state.since),
             () => Activity::Idle(state.since),
         }
+    }
+
+    /// The first byte is there: from now on a head is arriving.
+    pub(super) fn first_byte(&self) {
+        self.lock().since = Instant::now();
+    }
+
+    /// Keeps what an answer held until all of it has been written.
+    pub(super) fn hold_until_flushed(&self, body: Body) {
+        self.lock().unflushed.push(body);
+    }
+
+    fn flushed(&self) {
+        let flushed = std::mem::take(&mut self.lock().unflushed);
+        // outside of the lock: what ends here has things to say
+        drop(flushed);
     }
 
     /// When the peer was last heard.
@@ -158,10 +178,7 @@ impl Wire {
         by_heads: bool,
         write_timeout: Duration,
     ) -> Self {
-        {
-            let mut state = traffic.lock();
-            (state.held, state.since) = (first.len(), Instant::now());
-        }
+        traffic.lock().held = first.len();
         Self { stream, traffic, by_heads, held: first, matched: 0, write_timeout, write_stalled: None }
     }
 
@@ -245,6 +262,7 @@ impl Write for Wire {
     }
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.traffic.flushed();
         Poll::Ready(Ok(()))
     }
 

@@ -6,11 +6,12 @@
 //! where it was too slow for the follower; so neither holds more than a page.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::State;
 use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::{ConnectInfo, State};
 use axum::response::Response;
 use axum::response::sse;
 use futures_util::{FutureExt, Stream, StreamExt, stream};
@@ -244,10 +245,11 @@ pub(super) struct After {
 )]
 pub(super) async fn websocket(
     State(orders): State<Orders>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Query(After { after }): Query<After>,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, Problem> {
     let messages = orders.feed.stream(after).await?.filter_map(async |event| serde_json::to_string(&*event).ok());
-    let guard = orders.in_flight.enter(Kind::WebSocket, "GET /v1/orders/ws".to_owned());
+    let guard = orders.in_flight.enter(Kind::WebSocket, format!("GET /v1/orders/ws from {peer}"));
     Ok(server::websocket(upgrade, &orders.drain, guard, messages))
 }
