@@ -62,3 +62,29 @@ take_terminal() {
     $SIG{TTOU} = "IGNORE"; # as the background is stopped otherwise
     tcsetpgrp(0, getpgrp 0) if tcgetpgrp(0) == $from' -- "$1" 2>/dev/null || true
 }
+
+# start_peer PROGRAM: starts the example's gRPC peer on a free port, in a process group of its own, until we end. Exports
+# APP__CATALOG__ENDPOINT.
+start_peer() {
+  local pipe line
+  pipe=$(mktemp -u)
+  mkfifo "$pipe"
+  set -m
+  "$1" 127.0.0.1:0 >"$pipe" &
+  peer=$!
+  set +m
+  trap stop_peer EXIT
+  exec 7<"$pipe"
+  rm "$pipe"
+  read -r line <&7 || { echo 'the gRPC peer did not start' >&2; exit 1; }
+  export APP__CATALOG__ENDPOINT=http://${line##* }
+  # what it says of each call would come between the service's own lines
+  cat <&7 >/dev/null &
+  exec 7<&-
+}
+
+# shellcheck disable=SC2317  # a trap calls it
+stop_peer() {
+  kill "$peer" 2>/dev/null || true
+  wait "$peer" 2>/dev/null || true
+}
