@@ -17,8 +17,10 @@
 mod catalog;
 mod database;
 mod http;
+pub(crate) mod http2;
 mod launch;
 mod metrics;
+pub(crate) mod os;
 mod process;
 mod proxy;
 mod raw;

@@ -35,6 +35,11 @@ impl Raw {
     pub(crate) async fn connect(address: SocketAddr) -> Self {
         let stream = bounded("a connection", PATIENCE, TcpStream::connect(address)).await;
         let stream = stream.unwrap_or_else(|error| panic!("{address}: {error}"));
+        Self::over(stream)
+    }
+
+    /// Takes a connection that is there already.
+    pub(crate) fn over(stream: TcpStream) -> Self {
         stream.set_nodelay(true).expect("it is connected");
         Self { stream, buffer: Vec::new() }
     }
@@ -66,6 +71,25 @@ impl Raw {
         }
         reply.body = body.into();
         reply
+    }
+
+    /// Reads an answer whose body has a length, or how the connection ended before that was whole.
+    pub(crate) async fn try_reply(&mut self) -> Result<Reply, End> {
+        while !self.has_reply() {
+            if let Some(end) = self.more().await {
+                return Err(end);
+            }
+        }
+        Ok(self.reply().await)
+    }
+
+    fn has_reply(&self) -> bool {
+        let Some(end) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") else {
+            return false;
+        };
+        let head = String::from_utf8_lossy(&self.buffer[..end]);
+        let length = parse(&head).and_then(|reply| reply.header("content-length").parse().ok());
+        self.buffer.len() >= end + 4 + length.unwrap_or(0_usize)
     }
 
     /// Reads an answer's head, such as `100 Continue` or the start of a stream.

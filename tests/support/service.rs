@@ -1,6 +1,7 @@
 //! A running service, seen from outside: its two servers, its log, its metrics, its end.
 
 use std::{
+    fmt::{self, Display, Formatter},
     net::SocketAddr,
     ops::Index,
     sync::OnceLock,
@@ -252,6 +253,12 @@ impl Service {
     /// What stands in its pipe, where nobody read that.
     pub(crate) fn unread(&mut self) -> String {
         self.process.drain()
+    }
+}
+
+impl Display for Entry {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        self.fields.fmt(f)
     }
 }
 

@@ -1,0 +1,140 @@
+//! HTTP/2 at the stop: GOAWAY, open streams finish, new ones are refused so that clients retry elsewhere.
+
+use serde_json::json;
+
+use crate::{
+    CHEAP, Stage, drain, narrow, patient,
+    support::{
+        End, Service,
+        http2::{END_STREAM, Frame, Http2, kind},
+        ms, s,
+    },
+    under_way, world,
+};
+
+/// What a first GOAWAY names: the stop has begun, and it is not yet known which stream is the last.
+const ANY_STREAM: u32 = u32::MAX >> 1;
+
+fn is_goaway(frame: &Frame) -> bool {
+    frame.kind == kind::GOAWAY
+}
+
+/// A connection with a request on stream 1 that takes so long.
+async fn with_a_slow_request(stage: &Stage, milliseconds: u64) -> (Service, Http2) {
+    let service = patient(stage).await;
+    let mut connection = Http2::connect(service.http().await, &[]).await;
+    let order = json!({ "sku": format!("SLOW-{milliseconds}"), "quantity": 1 });
+    connection.post(1, "/v1/orders", &order.to_string()).await;
+    under_way(stage, milliseconds).await;
+    (service, connection)
+}
+
+#[tokio::test]
+async fn clients_are_told_to_go_away_without_an_error_and_the_last_stream_is_named() {
+    let stage = world().await;
+    let (service, mut connection) = with_a_slow_request(&stage, 800).await;
+    drain(&service).await;
+    let first = connection.until(is_goaway).await.expect("a warning");
+    let second = connection.until(is_goaway).await.expect("the last word");
+    assert_eq!((first.number(0), second.number(0)), (ANY_STREAM, 1));
+    assert_eq!((first.number(4), second.number(4)), (0, 0), "NO_ERROR");
+}
+
+#[tokio::test]
+async fn an_open_stream_finishes_and_then_the_connection_ends() {
+    let stage = world().await;
+    let (service, mut connection) = with_a_slow_request(&stage, 1000).await;
+    drain(&service).await;
+    let (frames, end) = connection.rest().await;
+    let head = frames.iter().find(|frame| frame.kind == kind::HEADERS).expect("an answer");
+    assert_eq!((head.stream, head.status()), (1, 201));
+    assert!(frames.iter().any(|frame| frame.stream == 1 && frame.ends_stream()), "to its end");
+    assert_eq!(end, End::Clean);
+    assert_eq!(service.exit(s(10)).await.code, Some(0));
+}
+
+#[tokio::test]
+async fn a_slow_upload_finishes() {
+    let stage = world().await;
+    let service = patient(&stage).await;
+    let mut connection = Http2::connect(service.http().await, &[]).await;
+    let body = br#"{"sku":"SKU-1","quantity":1}"#;
+    connection.post_head(1, "/v1/orders").await;
+    connection.write(kind::DATA, 0, 1, &body[..9]).await;
+    // It has read all that when it answers this.
+    connection.get(3, CHEAP).await;
+    connection.until(|frame| frame.stream == 3 && frame.ends_stream()).await.expect("an answer");
+    drain(&service).await;
+    connection.until(|frame| is_goaway(frame) && frame.number(0) == 3).await.expect("the last word");
+    connection.write(kind::DATA, END_STREAM, 1, &body[9..]).await;
+    let head = connection.until(|frame| frame.stream == 1 && frame.kind == kind::HEADERS).await;
+    assert_eq!(head.map(|head| head.status()), Ok(201));
+    assert_eq!(service.exit(s(10)).await.code, Some(0));
+}
+
+#[tokio::test]
+async fn a_slow_download_finishes_byte_for_byte() {
+    const LARGE: &str = "/docs/swagger-ui-bundle.js";
+    let stage = world().await;
+    let service = stage.service().set("lifecycle.drain_timeout", "12s").ready().await;
+    let whole = service.get(LARGE).await.body;
+    let mut connection = Http2::over(narrow(service.http().await).await.stream, &[]).await;
+    connection.get(1, LARGE).await;
+    connection.until(|frame| frame.kind == kind::HEADERS).await.expect("an answer");
+    drain(&service).await;
+    let (mut body, mut is_whole) = (Vec::new(), false);
+    while !is_whole {
+        let frame = connection.frame().await.expect("it goes on");
+        connection.acknowledge(&frame).await;
+        is_whole = frame.ends_stream();
+        if frame.kind == kind::DATA {
+            body.extend(&frame.payload);
+            connection.widen(1, frame.payload.len()).await;
+        }
+    }
+    assert_eq!(body, whole);
+    drop(connection);
+    assert_eq!(service.exit(s(10)).await.code, Some(0));
+}
+
+#[tokio::test]
+async fn a_stream_opened_before_the_last_word_is_answered() {
+    let stage = world().await;
+    let (service, mut connection) = with_a_slow_request(&stage, 800).await;
+    drain(&service).await;
+    // The PING behind the first GOAWAY is not yet answered, so the server has to count with more streams.
+    while !is_goaway(&connection.frame().await.expect("a warning")) {}
+    connection.get(3, CHEAP).await;
+    let head = connection.until(|frame| frame.stream == 3 && frame.kind == kind::HEADERS).await;
+    assert_eq!(head.map(|head| head.status()), Ok(200));
+}
+
+#[tokio::test]
+async fn a_stream_opened_after_the_last_word_is_not_worked_on() {
+    let stage = world().await;
+    let (service, mut connection) = with_a_slow_request(&stage, 1000).await;
+    drain(&service).await;
+    connection.until(|frame| is_goaway(frame) && frame.number(0) == 1).await.expect("the last word");
+    connection.get(3, CHEAP).await;
+    let (frames, end) = connection.rest().await;
+    assert!(!frames.iter().any(|frame| frame.stream == 3 && frame.kind == kind::HEADERS), "{frames:?}");
+    assert!(frames.iter().any(|frame| frame.stream == 1 && frame.ends_stream()), "the open one finishes");
+    assert_eq!(end, End::Clean);
+    assert_eq!(service.exit(s(10)).await.code, Some(0));
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_told_and_ends_with_fin() {
+    let stage = world().await;
+    let service = stage.serve().await;
+    let mut connection = Http2::connect(service.http().await, &[]).await;
+    connection.get(1, CHEAP).await;
+    connection.until(Frame::ends_stream).await.expect("an answer");
+    drain(&service).await;
+    let (frames, end) = connection.rest().await;
+    assert!(frames.iter().any(is_goaway), "{frames:?}");
+    assert_eq!(end, End::Clean);
+    drop(connection);
+    assert_eq!(service.exit(s(10)).await.code, Some(0));
+    assert!(service.step("drain_http").took < ms(500));
+}

@@ -1,0 +1,171 @@
+//! `/livez` is about the process alone: it answers however busy that is, accuses nobody falsely, and notices when nothing
+//! runs any more. And whatever does not run, the process ends by its deadline.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    CHEAP, Stage, alone, serves,
+    support::{Connection, Launch, Service, Signal, always, eventually, get, ms, os::Halted, s},
+    world,
+};
+
+/// Its workers, as tokio names them.
+const WORKERS: &str = "tokio-rt-worker";
+
+/// Asks as a kubelet does, on a connection of its own: the status, and how long that took.
+fn probe(admin: SocketAddr, path: &str) -> (u16, Duration) {
+    let asked = Instant::now();
+    let mut stream = TcpStream::connect(admin).expect("admin accepts");
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").expect("it is connected");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    (answer[9..12].parse().expect("a status"), asked.elapsed())
+}
+
+/// A service that is thought dead after a second.
+async fn serve(stage: &Stage) -> Service {
+    stage.service().set("lifecycle.stall_threshold", "1s").ready().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_answers_within_50_ms_at_p99_while_the_public_side_is_saturated() {
+    let stage = alone().await;
+    let service = serve(&stage).await;
+    let (address, admin) = (service.http().await, service.admin().await);
+    let load: Vec<_> = (0..64)
+        .map(|_| {
+            tokio::spawn(async move {
+                let mut connection = Connection::h1(address).await.expect("it accepts");
+                while connection.send(get(CHEAP)).await.is_ok() {}
+            })
+        })
+        .collect();
+    let probing = tokio::task::spawn_blocking(move || {
+        let look = |_| {
+            std::thread::sleep(ms(5));
+            probe(admin, "/livez")
+        };
+        (0..400).map(look).collect::<Vec<_>>()
+    });
+    let mut probes = probing.await.expect("every probe is answered");
+    load.iter().for_each(tokio::task::JoinHandle::abort);
+    probes.sort_unstable_by_key(|(_, took)| *took);
+    println!("p50 {:?}, p99 {:?}, worst {:?}", probes[199].1, probes[395].1, probes[399].1);
+    assert!(probes.iter().all(|(status, _)| *status == 200));
+    assert!(probes[395].1 < ms(50), "p99 {:?}", probes[395].1);
+}
+
+#[tokio::test]
+async fn a_process_that_was_stopped_and_continued_is_alive_at_once() {
+    let stage = world().await;
+    let service = serve(&stage).await;
+    for _ in 0..2 {
+        service.signal(Signal::STOP);
+        tokio::time::sleep(ms(1500)).await;
+        service.signal(Signal::CONT);
+        always("it is alive", ms(700), async || service.probe("/livez").await.status == 200).await;
+    }
+    assert!(service.logged("the main runtime has stalled").is_empty());
+}
+
+#[tokio::test]
+async fn a_process_that_gets_hardly_any_time_is_alive() {
+    let stage = world().await;
+    let service = serve(&stage).await;
+    // As a machine that has too much to do: it runs for 20 ms of every 320.
+    for _ in 0..12 {
+        service.signal(Signal::STOP);
+        tokio::time::sleep(ms(300)).await;
+        service.signal(Signal::CONT);
+        tokio::time::sleep(ms(20)).await;
+    }
+    always("it is alive", ms(500), async || service.probe("/livez").await.status == 200).await;
+    assert!(service.logged("the main runtime has stalled").is_empty());
+}
+
+#[tokio::test]
+async fn with_every_worker_blocked_it_is_503_in_time_and_recovers() {
+    let stage = world().await;
+    let service = serve(&stage).await;
+    let (halted, began) = (Halted::threads(service.pid(), WORKERS), Instant::now());
+    assert_eq!(service.probe("/livez").await.status, 200, "not yet");
+    eventually("it is 503", s(5), async || service.probe("/livez").await.status == 503).await;
+    assert!((ms(900)..s(3)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert_eq!(service.probe("/readyz").await.status, 503, "nor is it any use to callers");
+    drop(halted);
+    eventually("it has recovered", s(2), async || service.probe("/livez").await.status == 200).await;
+    serves(&service).await;
+}
+
+/// A stop of at most three seconds.
+fn brief(launch: Launch) -> Launch {
+    let launch = launch.set("lifecycle.deadline", "3s").set("lifecycle.drain_delay", "200ms");
+    let steps = ["drain", "worker", "grpc", "database", "telemetry"];
+    steps.into_iter().fold(launch, |launch, step| launch.set(&format!("lifecycle.{step}_timeout"), "500ms"))
+}
+
+#[tokio::test]
+async fn with_every_worker_blocked_sigterm_ends_it_by_the_deadline_with_exit_code_3() {
+    let stage = world().await;
+    let service = brief(stage.service()).ready().await;
+    let _halted = Halted::threads(service.pid(), WORKERS);
+    let asked = Instant::now();
+    let exit = service.stop().await;
+    assert_eq!(exit.code, Some(3));
+    assert!(exit.at - asked < ms(3700), "{:?}", exit.at - asked);
+}
+
+/// Makes the lookup of `hung.invalid` take a minute: a library that the loader puts before the system's own.
+fn hung_resolver(folder: &Path) -> String {
+    let (source, library) = (folder.join("hung.c"), folder.join("hung.so"));
+    let code = r#"
+        #define _GNU_SOURCE
+        #include <dlfcn.h>
+        #include <netdb.h>
+        #include <string.h>
+        #include <unistd.h>
+        int getaddrinfo(const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **found) {
+            int (*real)(const char *, const char *, const struct addrinfo *, struct addrinfo **) = dlsym(RTLD_NEXT, "getaddrinfo");
+            if (node && strcmp(node, "hung.invalid") == 0) sleep(60);
+            return real(node, service, hints, found);
+        }"#;
+    std::fs::write(&source, code).expect("the folder is ours");
+    // The linker of every Rust program.
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status();
+    assert!(built.expect("cc is there").success());
+    library.display().to_string()
+}
+
+#[tokio::test]
+async fn a_hung_dns_lookup_which_is_a_blocking_task_of_a_minute_does_not_outlast_the_deadline() {
+    let stage = world().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let launch = brief(stage.service()).env("LD_PRELOAD", hung_resolver(folder.path()));
+    let launch = launch.set("readiness.catalog", "advisory").set("catalog.endpoint", "http://hung.invalid:1");
+    let service = launch.ready().await;
+    let reply = service.post("/v1/orders", &serde_json::json!({ "sku": "SKU-1", "quantity": 1 })).await;
+    assert!([503, 504].contains(&reply.status), "{reply:?}");
+    let asked = Instant::now();
+    let exit = service.stop().await;
+    assert!([Some(0), Some(3)].contains(&exit.code), "{exit:?}");
+    assert!(exit.at - asked < ms(3700), "{:?}", exit.at - asked);
+}
+
+#[tokio::test]
+async fn a_dns_lookup_that_hangs_at_the_start_does_not_outlast_the_deadline() {
+    let stage = world().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let launch = brief(stage.service()).env("LD_PRELOAD", hung_resolver(folder.path()));
+    let service = launch.set("database.url", "postgres://postgres@hung.invalid/none").spawn();
+    eventually("it is up", s(5), async || service.try_probe("/startupz").await.is_ok_and(|up| up.status == 200)).await;
+    let asked = Instant::now();
+    let exit = service.stop().await;
+    assert!([Some(0), Some(3)].contains(&exit.code), "{exit:?}");
+    assert!(exit.at - asked < ms(3700), "{:?}", exit.at - asked);
+}

@@ -1,0 +1,36 @@
+//! Standard output that nobody takes: it serves, and it stops in time.
+
+use crate::{
+    CHEAP, serves,
+    support::{Output, eventually, s},
+    world,
+};
+
+#[tokio::test]
+async fn with_its_output_closed_it_serves_and_stops() {
+    let stage = world().await;
+    let service = stage.service().stdout(Output::Closed).ready().await;
+    for _ in 0..20 {
+        serves(&service).await;
+    }
+    assert_eq!(service.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn with_its_output_a_pipe_that_nobody_reads_it_serves_and_stops() {
+    let stage = world().await;
+    let service = stage.service().stdout(Output::Unread).ready().await;
+    let mut connection = crate::support::Connection::h2(service.http().await).await.expect("it accepts");
+    eventually("the pipe is full and lines are dropped", s(30), async || {
+        for _ in 0..200 {
+            assert_eq!(connection.send(crate::support::get(CHEAP)).await.expect("an answer").status, 200);
+        }
+        crate::count(&service, "log_lines_dropped_total", &[("reason", "queue full")]).await > 0.0
+    })
+    .await;
+    serves(&service).await;
+    let asked = std::time::Instant::now();
+    let exit = service.stop().await;
+    assert_eq!(exit.code, Some(0));
+    assert!(exit.at - asked < s(4), "{:?}", exit.at - asked);
+}

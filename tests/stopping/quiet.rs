@@ -1,0 +1,135 @@
+//! Connections on which nothing is under way: they end with FIN and hold nobody up.
+
+use std::time::Instant;
+
+use crate::{
+    CHEAP, drain, kept,
+    support::{
+        End, Raw, Service,
+        http2::{self, Http2},
+        ms, s,
+    },
+    world,
+};
+
+/// Such a service whose clients have half a second for a first byte and for a head.
+async fn serve(stage: &crate::Stage) -> Service {
+    stage.service().set("http.header_timeout", "500ms").ready().await
+}
+
+/// The stop ends in order, and the drain took no longer than that timeout, and a second for the client to close as well.
+async fn stops_in_time(service: &Service) {
+    assert_eq!(service.exit(s(10)).await.code, Some(0));
+    let took = service.step("drain_http").took;
+    assert!(took < ms(2000), "{took:?}");
+}
+
+#[tokio::test]
+async fn idle_connections_end_with_fin_as_soon_as_no_request_can_be_on_its_way() {
+    let stage = world().await;
+    let service = serve(&stage).await;
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        clients.push(kept(&service).await);
+    }
+    drain(&service).await;
+    for client in &mut clients {
+        assert_eq!(client.ends().await, End::Clean);
+    }
+    drop(clients);
+    stops_in_time(&service).await;
+}
+
+#[tokio::test]
+async fn a_request_that_crosses_the_fin_is_not_met_with_a_reset() {
+    let stage = world().await;
+    let service = serve(&stage).await;
+    let mut client = kept(&service).await;
+    drain(&service).await;
+    assert_eq!(client.ends().await, End::Clean);
+    for _ in 0..5 {
+        client.get(CHEAP).await;
+        tokio::time::sleep(ms(20)).await;
+        assert_eq!(client.ends().await, End::Clean, "it is told again that there will be no answer, and no more");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_never_sent_a_byte_holds_it_up_no_longer_than_its_timeout() {
+    let stage = world().await;
+    let service = serve(&stage).await;
+    let mut silent = Raw::connect(service.http().await).await;
+    drain(&service).await;
+    assert_eq!(silent.ends().await, End::Clean);
+    stops_in_time(&service).await;
+}
+
+#[tokio::test]
+async fn half_a_head_holds_it_up_no_longer_than_its_timeout_and_is_told_so() {
+    let stage = world().await;
+    let service = serve(&stage).await;
+    let mut raw = Raw::connect(service.http().await).await;
+    drain(&service).await;
+    raw.write("GET / HTTP/1.1\r\nho").await;
+    assert_eq!(raw.reply().await.status, 408);
+    assert_eq!(raw.ends().await, End::Clean);
+    stops_in_time(&service).await;
+}
+
+#[tokio::test]
+async fn half_a_head_on_a_kept_connection_holds_it_up_no_longer_than_its_timeout_and_is_told_so() {
+    let stage = world().await;
+    let service = serve(&stage).await;
+    let mut raw = kept(&service).await;
+    drain(&service).await;
+    raw.write("GET / HTTP/1.1\r\nho").await;
+    assert_eq!(raw.reply().await.status, 408);
+    assert_eq!(raw.ends().await, End::Clean);
+    stops_in_time(&service).await;
+}
+
+#[tokio::test]
+async fn half_an_http_2_preface_holds_it_up_no_longer_than_its_timeout() {
+    let stage = world().await;
+    let service = serve(&stage).await;
+    let mut raw = Raw::connect(service.http().await).await;
+    drain(&service).await;
+    raw.write(&http2::PREFACE[..12]).await;
+    assert_eq!(raw.rest().await.1, End::Clean);
+    stops_in_time(&service).await;
+}
+
+#[tokio::test]
+async fn an_http_2_preface_without_settings_holds_it_up_no_longer_than_that() {
+    let stage = world().await;
+    let service = serve(&stage).await;
+    let mut raw = Raw::connect(service.http().await).await;
+    drain(&service).await;
+    raw.write(http2::PREFACE).await;
+    raw.rest().await;
+    stops_in_time(&service).await;
+}
+
+#[tokio::test]
+async fn an_http_2_peer_that_answers_no_ping_holds_it_up_no_longer_than_that() {
+    let stage = world().await;
+    let service = serve(&stage).await;
+    let mut connection = Http2::connect(service.http().await, &[]).await;
+    connection.get(1, CHEAP).await;
+    connection.until(http2::Frame::ends_stream).await.expect("an answer");
+    drain(&service).await;
+    // Reads, and says nothing.
+    while connection.frame().await.is_ok() {}
+    stops_in_time(&service).await;
+}
+
+#[tokio::test]
+async fn with_nobody_there_the_drain_takes_no_time() {
+    let stage = world().await;
+    let service = stage.serve().await;
+    drop(kept(&service).await);
+    let asked = Instant::now();
+    drain(&service).await;
+    assert_eq!(service.exit(s(10)).await.code, Some(0));
+    assert!(service.step("drain_http").took < ms(100), "{:?}", asked.elapsed());
+}

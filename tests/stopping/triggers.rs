@@ -1,0 +1,90 @@
+//! `POST /drain` and a signal, in either order, at once or apart, repeated: one delay and one deadline, counted from the
+//! first of them.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    Stage,
+    support::{STEPS, Service, Signal, ms, os::Halted, s},
+    world,
+};
+
+const DELAY: Duration = ms(1200);
+
+async fn serve(stage: &Stage) -> Service {
+    stage.service().set("lifecycle.drain_delay", "1200ms").ready().await
+}
+
+/// One delay has passed since then, and there was one stop.
+async fn ends_once(service: &Service, began: Instant) {
+    let exit = service.exit(s(10)).await;
+    assert_eq!(exit.code, Some(0));
+    let took = exit.at - began;
+    assert!((DELAY..DELAY + ms(700)).contains(&took), "{took:?}");
+    let steps: Vec<_> = service.steps().into_iter().map(|step| step.name).collect();
+    assert_eq!(steps, STEPS);
+}
+
+#[tokio::test]
+async fn a_signal_well_after_the_hook_restarts_no_delay() {
+    let stage = world().await;
+    let service = serve(&stage).await;
+    let began = Instant::now();
+    service.drain().await;
+    tokio::time::sleep(ms(900)).await;
+    service.signal(Signal::TERM);
+    ends_once(&service, began).await;
+}
+
+#[tokio::test]
+async fn the_hook_well_after_a_signal_restarts_no_delay() {
+    let stage = world().await;
+    let service = serve(&stage).await;
+    let began = Instant::now();
+    service.signal(Signal::INT);
+    tokio::time::sleep(ms(900)).await;
+    service.drain().await;
+    ends_once(&service, began).await;
+}
+
+#[tokio::test]
+async fn the_hook_and_a_signal_at_once_are_one_stop() {
+    let stage = world().await;
+    let service = serve(&stage).await;
+    let began = Instant::now();
+    service.signal(Signal::TERM);
+    tokio::join!(service.drain(), service.drain());
+    ends_once(&service, began).await;
+}
+
+#[tokio::test]
+async fn the_hook_repeated_for_as_long_as_it_lasts_is_one_stop() {
+    let stage = world().await;
+    let service = serve(&stage).await;
+    let began = Instant::now();
+    service.drain().await;
+    while service.ended().is_none() && began.elapsed() < DELAY {
+        service.drain().await;
+        tokio::time::sleep(ms(50)).await;
+    }
+    ends_once(&service, began).await;
+}
+
+#[tokio::test]
+async fn the_deadline_counts_from_the_first_trigger() {
+    let stage = world().await;
+    let mut launch = stage.service().set("lifecycle.deadline", "2s").set("lifecycle.drain_delay", "1s");
+    for step in ["drain", "worker", "grpc", "database", "telemetry"] {
+        launch = launch.set(&format!("lifecycle.{step}_timeout"), "200ms");
+    }
+    let service = launch.ready().await;
+    let began = Instant::now();
+    service.drain().await;
+    tokio::time::sleep(ms(800)).await;
+    service.signal(Signal::TERM);
+    // From here on nothing but the deadline can end it: the thread that runs the plan's steps has nobody to run them.
+    let _halted = Halted::threads(service.pid(), "tokio-rt-worker");
+    let exit = service.exit(s(10)).await;
+    assert!(exit.at - began < ms(2600), "{:?}", exit.at - began);
+    assert_eq!(exit.code, Some(3));
+}
