@@ -42,10 +42,16 @@ const DRAINING_LOOK: Duration = Duration::from_millis(10);
 /// byte with RST, which would take the answer from the peer's own buffer (RFC 9112, section 9.6).
 const LINGER: Duration = Duration::from_secs(1);
 
+/// The same while the service drains: a round trip, and nobody is waited for longer who has had an answer.
+const DRAINING_LINGER: Duration = Duration::from_millis(200);
+
 const HTTP2_STREAMS: u32 = 200;
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
 const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_HEAD: usize = 64 * 1024;
+
+/// Bytes of an answer that the kernel may hold unsent.
+const UNSENT: u32 = 128 * 1024;
 
 /// Why an HTTP/1 connection should end.
 enum End {
@@ -80,6 +86,8 @@ impl Connection {
     pub(super) async fn serve(self) {
         // Nagle's delay would hold the last segment of an answer back for the peer's delayed ACK
         let _ = self.stream.set_nodelay(true);
+        // else the kernel holds up to 4 MB for each peer that takes nothing, and nobody notices that it takes nothing
+        let _ = SockRef::from(&*self.stream).set_tcp_notsent_lowat(UNSENT);
         let cut = self.shared.cut.clone();
         cut.run_until_cancelled(async {
             match self.first_bytes().await {
@@ -94,13 +102,21 @@ impl Connection {
     /// Reads until the protocol is known: the whole HTTP/2 preface, or a byte that is not of it.
     async fn first_bytes(&self) -> Option<Vec<u8>> {
         let timeout = self.shared.limits.header_timeout;
-        if tokio::time::timeout(timeout, self.stream.readable()).await.is_err() {
+        let mut first = Vec::new();
+        let Ok(read) = tokio::time::timeout(timeout, self.read_on(&mut first)).await else {
             count_timeout("first_byte");
             return None;
-        }
+        };
+        read.ok()?;
         self.traffic.first_byte();
-        match tokio::time::timeout(timeout, self.preface()).await {
-            Ok(first) => first.ok().filter(|first| !first.is_empty()),
+        let rest = async {
+            while first.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&first) {
+                self.read_on(&mut first).await?;
+            }
+            io::Result::Ok(())
+        };
+        match tokio::time::timeout(timeout, rest).await {
+            Ok(read) => read.ok().map(|()| first),
             Err(_elapsed) => {
                 self.time_out_head().await;
                 None
@@ -108,19 +124,21 @@ impl Connection {
         }
     }
 
-    async fn preface(&self) -> io::Result<Vec<u8>> {
-        let mut first = Vec::new();
-        while first.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&first) {
+    /// Reads at least a byte, and no further than an HTTP/2 preface would go.
+    async fn read_on(&self, first: &mut Vec<u8>) -> io::Result<()> {
+        loop {
             self.stream.readable().await?;
             let mut bytes = [0; HTTP2_PREFACE.len()];
             match self.stream.try_read(&mut bytes[..HTTP2_PREFACE.len() - first.len()]) {
-                Ok(0) => break,
-                Ok(count) => first.extend_from_slice(&bytes[..count]),
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => {
+                    first.extend_from_slice(&bytes[..count]);
+                    return Ok(());
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(first)
     }
 
     async fn http1(&self, first: Vec<u8>) {
@@ -183,6 +201,7 @@ impl Connection {
         if let Err(error) = ended {
             self.note(&error);
         }
+        self.linger().await;
     }
 
     fn wire(&self, first: Vec<u8>, by_heads: bool) -> Wire {
@@ -315,7 +334,8 @@ impl Connection {
                 }
             }
         };
-        let _ = tokio::time::timeout(LINGER, discard).await;
+        let patience = if self.shared.draining.is_cancelled() { DRAINING_LINGER } else { LINGER };
+        let _ = tokio::time::timeout(patience, discard).await;
     }
 
     fn note(&self, error: &hyper::Error) {

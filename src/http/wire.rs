@@ -74,7 +74,7 @@ impl Traffic {
         let state = self.lock();
         match () {
             () if state.upgraded => Activity::Upgraded,
-            () if state.in_flight > 0 => Activity::Busy,
+            () if state.in_flight > 0 || !state.unflushed.is_empty() => Activity::Busy,
             () if state.has_more() => Activity::Head(state.since),
             () => Activity::Idle(state.since),
         }
@@ -91,7 +91,12 @@ impl Traffic {
     }
 
     fn flushed(&self) {
-        let flushed = std::mem::take(&mut self.lock().unflushed);
+        let mut state = self.lock();
+        let flushed = std::mem::take(&mut state.unflushed);
+        if !flushed.is_empty() {
+            state.since = Instant::now();
+        }
+        drop(state);
         // outside of the lock: what ends here has things to say
         drop(flushed);
     }
