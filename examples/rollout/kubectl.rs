@@ -82,8 +82,11 @@ pub(crate) struct Pods {
 }
 
 impl Pods {
-    /// Watches, and keeps each pod's log in `folder`.
+    /// Watches, and keeps each pod's log in `folder`, which is emptied first.
     pub(crate) fn watch(kubectl: &Kubectl, recorder: Recorder, folder: PathBuf) -> anyhow::Result<Self> {
+        if folder.exists() {
+            fs::remove_dir_all(&folder)?;
+        }
         fs::create_dir_all(&folder)?;
         let arguments = format!("get pods --selector {SELECTOR} --watch --output-watch-events --output json");
         let mut watch = kubectl.command(&arguments).stdout(Stdio::piped()).spawn().context("kubectl")?;
