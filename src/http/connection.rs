@@ -66,8 +66,9 @@ pub(super) struct Connection {
     traffic: Arc<Traffic>,
     shared: Arc<Shared>,
     router: Router,
-    /// Its place among `max_connections`; none for those taken from the backlog at the very end.
-    _place: Option<OwnedSemaphorePermit>,
+    /// Its place among `max_connections`, the wire's too, which an upgrade takes elsewhere; none for those taken from the
+    /// backlog at the very end.
+    place: Arc<Option<OwnedSemaphorePermit>>,
 }
 
 impl Connection {
@@ -79,7 +80,7 @@ impl Connection {
         place: Option<OwnedSemaphorePermit>,
     ) -> Self {
         let (stream, traffic) = (Arc::new(stream), Arc::new(Traffic::new()));
-        Self { stream, peer, traffic, shared, router, _place: place }
+        Self { stream, peer, traffic, shared, router, place: Arc::new(place) }
     }
 
     /// Serves it until it ends or is cut.
@@ -188,12 +189,15 @@ impl Connection {
             .max_pending_accept_reset_streams(HTTP2_STREAMS as usize)
             .max_send_buf_size(MAX_HEAD);
         let mut connection = pin!(builder.serve_connection(wire, service));
+        let mut stalled = pin!(self.takes_nothing());
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
+            () = stalled.as_mut() => Ok(()),
             () = self.may_goaway() => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
-                    ended = connection => ended,
+                    ended = connection.as_mut() => ended,
+                    () = stalled => Ok(()),
                     () = self.deaf() => Ok(()),
                 }
             }
@@ -206,7 +210,8 @@ impl Connection {
 
     fn wire(&self, first: Vec<u8>, by_heads: bool) -> Wire {
         let write_timeout = self.shared.limits.request_timeout;
-        Wire::new(Arc::clone(&self.stream), Arc::clone(&self.traffic), first, by_heads, write_timeout)
+        let place = Arc::clone(&self.place);
+        Wire::new(Arc::clone(&self.stream), Arc::clone(&self.traffic), place, first, by_heads, write_timeout)
     }
 
     /// Counts a request in. To be called when hyper has its head and before it reads on, which an async function, that
@@ -295,12 +300,23 @@ impl Connection {
         }
     }
 
+    /// Completes when an HTTP/2 peer has taken nothing of any of its answers for too long. The kernel may have taken all
+    /// there is: it is the peer's own windows that are closed. While one stream moves, the others may wait.
+    async fn takes_nothing(&self) {
+        let timeout = self.shared.limits.request_timeout;
+        while self.traffic.stalled_since().is_none_or(|since| since.elapsed() < timeout) {
+            tokio::time::sleep(timeout / 4).await;
+        }
+        count_timeout("write");
+        tracing::warn!(peer = %self.peer, "dropped: it takes no bytes of any of its streams");
+    }
+
     /// Completes when a peer that was told to go away has no stream open and has not been heard for a while: it would
     /// never answer the PING that hyper waits for.
     async fn deaf(&self) {
-        let patience = self.shared.limits.header_timeout;
+        let (told, patience) = (Instant::now(), self.shared.limits.header_timeout);
         loop {
-            let silent = self.traffic.heard().elapsed();
+            let silent = self.traffic.heard().max(told).elapsed();
             if silent >= patience && !matches!(self.traffic.activity(), Activity::Busy) {
                 return;
             }
@@ -318,12 +334,12 @@ impl Connection {
         count_timeout("head");
         let answer = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
         let _ = self.stream.try_write(answer);
-        let _ = SockRef::from(&*self.stream).shutdown(Shutdown::Write);
         self.linger().await;
     }
 
-    /// Reads and discards what the peer still sends, for a moment.
+    /// Says that nothing more comes, and reads and discards what the peer still sends, for a moment.
     async fn linger(&self) {
+        let _ = SockRef::from(&*self.stream).shutdown(Shutdown::Write);
         let discard = async {
             let mut bytes = [0; 4096];
             while self.stream.readable().await.is_ok() {
@@ -368,19 +384,20 @@ impl Drop for Counted {
 /// A response's body. It ends when hyper has taken the last of it; what it holds, above all the register's guard, is
 /// held until that has also been written: a request is under way for as long as the kernel has not taken its answer.
 struct Answer {
+    number: u64,
     body: Body,
     counted: Counted,
 }
 
 impl Answer {
     fn new(body: Body, counted: Counted) -> Self {
-        Self { body, counted }
+        Self { number: counted.0.begin_answer(), body, counted }
     }
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        self.counted.0.hold_until_flushed(std::mem::take(&mut self.body));
+        self.counted.0.hold_until_flushed(self.number, std::mem::take(&mut self.body));
     }
 }
 
@@ -389,7 +406,10 @@ impl http_body::Body for Answer {
     type Error = axum::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+        let this = self.get_mut();
+        let frame = Pin::new(&mut this.body).poll_frame(cx);
+        this.counted.0.asked(this.number, frame.is_ready());
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

@@ -4,6 +4,7 @@
 //! arrive, or waits unread. So reads end where a request's head ends (`\r\n\r\n`), the rest being held back for the
 //! next read: when hyper calls the service, what it has read is exactly that head and nothing of the next request.
 
+use std::collections::HashMap;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
@@ -15,6 +16,7 @@ use axum::body::Body;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use socket2::SockRef;
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 
 const HEAD_END: &[u8] = b"\r\n\r\n";
@@ -37,6 +39,13 @@ struct State {
     body: Option<u64>,
     /// Bytes read from the socket and not yet given to hyper.
     held: usize,
+    /// Since when hyper has not asked for more of an answer, though it was given some: its client takes nothing. `None`
+    /// while it is the answer that has nothing to give.
+    offered: HashMap<u64, Option<Instant>>,
+    answers: u64,
+    /// Whether answers are held until they are flushed. On HTTP/2 another task than the one that ends an answer writes
+    /// it, and may have done so before.
+    holds: bool,
     /// Answers that hyper has taken whole and the kernel has not.
     unflushed: Vec<Body>,
     upgraded: bool,
@@ -65,6 +74,9 @@ impl Traffic {
             delivered: 0,
             body: Some(0),
             held: 0,
+            offered: HashMap::new(),
+            answers: 0,
+            holds: false,
             unflushed: Vec::new(),
             upgraded: false,
         }))
@@ -85,9 +97,40 @@ impl Traffic {
         self.lock().since = Instant::now();
     }
 
+    /// An answer begins; its number.
+    pub(super) fn begin_answer(&self) -> u64 {
+        let mut state = self.lock();
+        state.answers += 1;
+        let number = state.answers;
+        state.offered.insert(number, Some(Instant::now()));
+        number
+    }
+
+    /// Hyper has asked for more of an answer, and got it or not.
+    pub(super) fn asked(&self, answer: u64, got: bool) {
+        self.lock().offered.insert(answer, got.then(Instant::now));
+    }
+
+    /// Since when the peer takes nothing of any answer, where there is one and that is so.
+    pub(super) fn stalled_since(&self) -> Option<Instant> {
+        let state = self.lock();
+        if state.in_flight == 0 || state.offered.len() < state.in_flight {
+            return None;
+        }
+        state.offered.values().copied().collect::<Option<Vec<_>>>()?.into_iter().max()
+    }
+
     /// Keeps what an answer held until all of it has been written.
-    pub(super) fn hold_until_flushed(&self, body: Body) {
-        self.lock().unflushed.push(body);
+    pub(super) fn hold_until_flushed(&self, answer: u64, body: Body) {
+        let mut state = self.lock();
+        state.offered.remove(&answer);
+        if state.holds {
+            state.unflushed.push(body);
+        } else {
+            // outside of the lock, as below
+            drop(state);
+            drop(body);
+        }
     }
 
     fn flushed(&self) {
@@ -164,6 +207,7 @@ pub(super) fn has_unread(stream: &TcpStream) -> bool {
 pub(super) struct Wire {
     stream: Arc<TcpStream>,
     traffic: Arc<Traffic>,
+    _place: Arc<Option<OwnedSemaphorePermit>>,
     /// Whether reads end at heads: HTTP/1 only.
     by_heads: bool,
     held: Vec<u8>,
@@ -179,12 +223,16 @@ impl Wire {
     pub(super) fn new(
         stream: Arc<TcpStream>,
         traffic: Arc<Traffic>,
+        place: Arc<Option<OwnedSemaphorePermit>>,
         first: Vec<u8>,
         by_heads: bool,
         write_timeout: Duration,
     ) -> Self {
-        traffic.lock().held = first.len();
-        Self { stream, traffic, by_heads, held: first, matched: 0, write_timeout, write_stalled: None }
+        {
+            let mut state = traffic.lock();
+            (state.held, state.holds) = (first.len(), by_heads);
+        }
+        Self { stream, traffic, _place: place, by_heads, held: first, matched: 0, write_timeout, write_stalled: None }
     }
 
     /// How many of these bytes to give to hyper: up to and including the end of a head.
@@ -299,6 +347,7 @@ impl Wire {
         let stalled = self.write_stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
         ready!(stalled.as_mut().poll(cx));
         metrics::counter!("http_server_timeouts_total", "bound" => "write").increment(1);
+        tracing::warn!(peer = ?self.stream.peer_addr().ok(), "dropped: it takes no bytes");
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes no bytes")))
     }
 }

@@ -138,3 +138,23 @@ async fn an_idle_connection_is_told_and_ends_with_fin() {
     assert_eq!(service.exit(s(10)).await.code, Some(0));
     assert!(service.step("drain_http").took < ms(500));
 }
+
+#[tokio::test]
+async fn idle_connections_that_were_silent_for_long_are_told_as_well() {
+    let stage = world().await;
+    let service = stage.service().set("http.header_timeout", "100ms").ready().await;
+    let mut connections = Vec::new();
+    for _ in 0..8 {
+        let mut connection = Http2::connect(service.http().await, &[]).await;
+        connection.get(1, CHEAP).await;
+        connection.until(Frame::ends_stream).await.expect("an answer");
+        connections.push(connection);
+    }
+    tokio::time::sleep(ms(300)).await;
+    drain(&service).await;
+    for connection in &mut connections {
+        let (frames, end) = connection.rest().await;
+        assert!(frames.iter().any(is_goaway), "{frames:?}");
+        assert_eq!(end, End::Clean);
+    }
+}
