@@ -43,11 +43,12 @@ async fn behind_a_proxy(world: &World) -> (Proxy, Service) {
 async fn frozen_reset_refused_or_blackholed_it_is_answered_in_time_and_then_used_again() {
     let world = World::new().await;
     let (proxy, service) = behind_a_proxy(&world).await;
-    let faults: [(&str, &dyn Fn(&World, &Proxy)); 4] = [
-        ("frozen", &|world, _| world.catalog().signal(Signal::STOP)),
-        ("reset", &|_, proxy| proxy.reset()),
-        ("refused", &|_, proxy| proxy.refuse()),
-        ("blackholed", &|_, proxy| proxy.blackhole()),
+    type Fault = fn(&World, &Proxy);
+    let faults: [(&str, Fault); 4] = [
+        ("frozen", |world, _| world.catalog().signal(Signal::STOP)),
+        ("reset", |_, proxy| proxy.reset()),
+        ("refused", |_, proxy| proxy.refuse()),
+        ("blackholed", |_, proxy| proxy.blackhole()),
     ];
     for (name, break_it) in faults {
         println!("{name}");

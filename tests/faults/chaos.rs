@@ -44,7 +44,7 @@ impl Stage {
 
     fn launch(&self) -> Launch {
         Launch::new()
-            .set("database.url", self.cluster.url_at(self.database.address.port()))
+            .set("database.url", crate::cluster::Cluster::url_at(self.database.address.port()))
             .set("catalog.endpoint", format!("http://{}", self.catalogue.address))
             .set("database.max_connections", 4)
             .set("database.acquire_timeout", "1s")

@@ -54,11 +54,11 @@ impl Cluster {
 
     /// Its URL.
     pub(crate) fn url(&self) -> String {
-        self.url_at(self.port)
+        Self::url_at(self.port)
     }
 
     /// Its URL by way of a proxy.
-    pub(crate) fn url_at(&self, port: u16) -> String {
+    pub(crate) fn url_at(port: u16) -> String {
         format!("postgres://postgres@127.0.0.1:{port}/postgres")
     }
 

@@ -77,11 +77,11 @@ async fn with_every_setting_at_its_smallest_and_at_its_largest_it_starts_and_ser
                 service
                     .try_send(crate::support::get(path))
                     .await
-                    .map(|reply| (reply.status == 200).then_some(()).ok_or(reply))
+                    .map(|reply| if reply.status == 200 { Ok(()) } else { Err(format!("{reply:?}")) })
             };
             let serves = async || match serves().await {
                 Ok(Ok(())) => Ok(()),
-                Ok(Err(reply)) => Err(format!("{reply:?}")),
+                Ok(Err(reply)) => Err(reply),
                 Err(error) => Err(error.to_string()),
             };
             eventually(&what(path), s(30), serves).await;
