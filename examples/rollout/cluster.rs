@@ -125,6 +125,10 @@ impl Run {
             let pod = names.get(scatter(turn) as usize % names.len().max(1)).context("a pod")?;
             self.mark("delete");
             self.kubectl.run(&format!("delete pod {pod} --wait=false")).await?;
+            // The watch may be behind: three pods are only then the right three.
+            while self.pods.names().contains(pod) {
+                sleep(Duration::from_millis(50)).await;
+            }
             self.calm(3).await?;
         }
         self.end("5 pods deleted", Promise::NoneLost);
