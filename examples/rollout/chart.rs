@@ -49,7 +49,9 @@ pub(crate) fn draw(path: &Path, report: &Report, pods: &[Pods], marks: &[Mark]) 
     );
     let ink = if report.broken_promises() > 0 { LOST } else { INK };
     root.draw(&Text::new(title, (40, 22), ("sans-serif", 30).into_font().style(FontStyle::Bold).color(&ink)))?;
-    let subtitle = "Kept-alive and one-off connections over HTTP/1.1 and HTTP/2, WebSocket, Server-Sent Events";
+    let refused = thousands(failed - report.broken_promises());
+    let subtitle =
+        format!("HTTP/1.1 and HTTP/2, kept alive and one-off, WebSocket, SSE; {refused} refused without a database");
     root.draw(&Text::new(subtitle, (40, 62), ("sans-serif", 16).into_font().color(&FAINT)))?;
 
     let (top, bottom) = root.margin(88, 14, 26, 30).split_vertically(420);
