@@ -6,9 +6,6 @@ VERSION := $(shell git describe --always --dirty --tags 2>/dev/null || sed -n 's
 # queries are checked against the data in .sqlx/, so that a build needs no database; `make prepare` renews it
 export SQLX_OFFLINE ?= true
 
-# they measure time, and fail now and then on a machine that is busy with other things: `make test-quiet` runs them
-NEED_QUIET := too_many_connections_and with_every_setting_at replicas_that_crash_one_after at_twice_the_load
-
 .DEFAULT_GOAL := help
 .PHONY: help run test lint fmt prepare bench clean
 
@@ -71,6 +68,9 @@ IMAGE_LOAD    ?= kind load docker-image
 KUBE_APPLY    ?= kubectl apply -k
 ADDRESS       ?= 127.0.0.1:30080
 export IMAGE_LOAD KUBE_APPLY ADDRESS
+
+# they measure time, and fail now and then on a machine that is busy with other things: `make test-quiet` runs them
+NEED_QUIET := too_many_connections_and with_every_setting_at replicas_that_crash_one_after at_twice_the_load
 
 test-quiet: ## the tests that need a machine to themselves, which `make test` leaves out
 	@scripts/with-postgres cargo test --locked --no-fail-fast --test faults --test stopping -- $(NEED_QUIET)
