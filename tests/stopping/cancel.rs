@@ -5,7 +5,7 @@ use sqlx::{Executor, Postgres, Transaction};
 use crate::{
     Stage,
     support::{
-        Raw, eventually,
+        Raw, Service, eventually,
         http2::{Http2, kind},
         s,
     },
@@ -14,6 +14,12 @@ use crate::{
 
 /// An order nobody has, whose look-up waits while [`locked`] is held.
 const PATH: &str = "/v1/orders/0197a0f4-0000-7000-8000-000000000000";
+
+/// A service whose queries may take long, and that has connections left when its workers wait as well.
+async fn serve(stage: &Stage, request_timeout: &str) -> Service {
+    let launch = stage.service().set("database.statement_timeout", "30s").set("http.request_timeout", request_timeout);
+    launch.set("worker.concurrency", 1).set("database.max_connections", 10).ready().await
+}
 
 /// Keeps everybody from the orders.
 async fn locked(stage: &Stage) -> Transaction<'static, Postgres> {
@@ -34,8 +40,7 @@ async fn look_ups(stage: &Stage, wanted: i64) {
 #[tokio::test]
 async fn a_client_that_closes_cancels_its_query() {
     let stage = world().await;
-    let service = stage.service().set("database.statement_timeout", "30s").set("http.request_timeout", "30s");
-    let service = service.ready().await;
+    let service = serve(&stage, "30s").await;
     let lock = locked(&stage).await;
     let mut raw = Raw::connect(service.http().await).await;
     raw.get(PATH).await;
@@ -49,8 +54,7 @@ async fn a_client_that_closes_cancels_its_query() {
 #[tokio::test]
 async fn an_http_2_client_that_resets_its_stream_cancels_its_query_and_no_other() {
     let stage = world().await;
-    let service = stage.service().set("database.statement_timeout", "30s").set("http.request_timeout", "30s");
-    let service = service.ready().await;
+    let service = serve(&stage, "30s").await;
     let lock = locked(&stage).await;
     let mut connection = Http2::connect(service.http().await, &[]).await;
     connection.get(1, PATH).await;
@@ -66,8 +70,7 @@ async fn an_http_2_client_that_resets_its_stream_cancels_its_query_and_no_other(
 #[tokio::test]
 async fn a_request_that_takes_too_long_cancels_its_query() {
     let stage = world().await;
-    let service = stage.service().set("database.statement_timeout", "30s").set("http.request_timeout", "1s");
-    let service = service.ready().await;
+    let service = serve(&stage, "1s").await;
     let _lock = locked(&stage).await;
     let mut raw = Raw::connect(service.http().await).await;
     raw.get(PATH).await;

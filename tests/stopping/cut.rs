@@ -25,8 +25,8 @@ async fn cut_of(service: &Service, kind: &str) -> String {
     drain(service).await;
     crate::counted(service, "http_server_cut_total", &[("kind", kind)], 1.0).await;
     assert_eq!(service.metric("http_server_cut_total", &[("kind", kind)]).await, Some(1.0));
-    assert_eq!(service.step("drain_http").outcome, "timeout");
     assert_eq!(service.exit(s(10)).await.code, Some(3));
+    assert_eq!(service.step("drain_http").outcome, "timeout");
     let lines = service.log().into_iter().map(|line| line.to_string());
     let mut named = lines.filter(|line| line.contains("\"ERROR\"") && line.contains("cut"));
     let line = named.next().expect("what was cut is named");
@@ -97,6 +97,16 @@ async fn an_http_2_stream_that_takes_no_bytes_is_cut_counted_and_named() {
     connection.get(1, "/v1/orders?limit=7").await;
     connection.until(|frame| frame.kind == kind::HEADERS).await.expect("an answer's head");
     names(&cut_of(&service, "http").await, ["GET", "/v1/orders"], &connection.stream);
+}
+
+#[tokio::test]
+async fn an_http_2_answer_of_which_its_client_takes_a_part_is_cut_counted_and_named() {
+    let stage = world().await;
+    let service = hasty(&stage).await;
+    let mut connection = Http2::connect(service.http().await, &[]).await;
+    connection.get(1, "/docs/swagger-ui-bundle.js").await;
+    connection.until(|frame| frame.kind == kind::DATA).await.expect("its beginning");
+    names(&cut_of(&service, "http").await, ["GET", "/docs"], &connection.stream);
 }
 
 #[tokio::test]

@@ -89,6 +89,7 @@ async fn a_slow_download_finishes_byte_for_byte() {
         is_whole = frame.ends_stream();
         if frame.kind == kind::DATA {
             body.extend(&frame.payload);
+            tokio::time::sleep(ms(5)).await;
             connection.widen(1, frame.payload.len()).await;
         }
     }
