@@ -70,7 +70,7 @@ ADDRESS       ?= 127.0.0.1:30080
 export IMAGE_LOAD KUBE_APPLY ADDRESS
 
 # they measure time, and fail now and then on a machine that is busy with other things: `make test-quiet` runs them
-NEED_QUIET := too_many_connections_and with_every_setting_at replicas_that_crash_one_after at_twice_the_load http_2_clients_that_take_no_bytes_do_not
+NEED_QUIET := too_many_connections_and with_every_setting_at replicas_that_crash_one_after at_twice_the_load
 
 test-quiet: ## the tests that need a machine to themselves, which `make test` leaves out
 	@scripts/with-postgres cargo test --locked --no-fail-fast --test faults --test stopping -- $(NEED_QUIET)

@@ -6,9 +6,8 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -17,7 +16,7 @@ use axum::extract::ConnectInfo;
 use axum::response::{IntoResponse, Response};
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderValue, StatusCode, Version};
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -26,9 +25,10 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tower::ServiceExt;
 
+use super::body::{Answer, Counted};
 use super::problem::Problem;
 use super::server::Shared;
-use super::wire::{Activity, Traffic, Wire, has_unread};
+use super::wire::{Activity, Traffic, Wire, has_unread, has_unsent};
 
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -38,8 +38,11 @@ const LAST_MOMENT: Duration = Duration::from_millis(250);
 /// Between two looks at a connection that is to end as soon as it is idle.
 const DRAINING_LOOK: Duration = Duration::from_millis(10);
 
-/// How long a connection that was closed in order is read and discarded, so that the kernel does not answer a late
-/// byte with RST, which would take the answer from the peer's own buffer (RFC 9112, section 9.6).
+/// Between two looks at whether the kernel has sent all of a last answer.
+const UNSENT_LOOK: Duration = Duration::from_millis(10);
+
+/// How long after its peer's last byte a connection that was closed in order is still read, so that the kernel does not
+/// answer a late byte with RST, which would take the answer from the peer's own buffer (RFC 9112, section 9.6).
 const LINGER: Duration = Duration::from_secs(1);
 
 /// The same while the service drains: a round trip, and nobody is waited for longer who has had an answer.
@@ -189,15 +192,13 @@ impl Connection {
             .max_pending_accept_reset_streams(HTTP2_STREAMS as usize)
             .max_send_buf_size(MAX_HEAD);
         let mut connection = pin!(builder.serve_connection(wire, service));
-        let mut stalled = pin!(self.takes_nothing());
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = stalled.as_mut() => Ok(()),
             () = self.may_goaway() => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     ended = connection.as_mut() => ended,
-                    () = stalled => Ok(()),
+                    () = self.stalled() => Ok(()),
                     () = self.deaf() => Ok(()),
                 }
             }
@@ -285,30 +286,41 @@ impl Connection {
         }
     }
 
-    /// Completes when an HTTP/2 connection should be told to go away: it was idle for too long, or the service drains.
+    /// Completes when an HTTP/2 connection should be told to go away: it was idle for too long, its client takes nothing
+    /// of an answer, or the service drains.
     async fn may_goaway(&self) {
-        let idle_timeout = self.shared.limits.idle_timeout;
+        let (idle_timeout, stall_timeout) = (self.shared.limits.idle_timeout, self.shared.limits.request_timeout);
         while !self.shared.draining.is_cancelled() {
+            let now = Instant::now();
             let due = match self.traffic.activity() {
                 Activity::Idle(since) | Activity::Head(since) => since + idle_timeout,
-                Activity::Busy | Activity::Upgraded => Instant::now() + idle_timeout,
+                Activity::Busy | Activity::Upgraded => now + idle_timeout,
             };
-            if due <= Instant::now() {
+            if due <= now {
                 return count_timeout("idle");
             }
-            self.until(due).await;
+            let stall_due = self.traffic.stalled_since().unwrap_or(now) + stall_timeout;
+            if stall_due <= now {
+                return;
+            }
+            self.until(due.min(stall_due)).await;
         }
     }
 
-    /// Completes when an HTTP/2 peer has taken nothing of any of its answers for too long. The kernel may have taken all
-    /// there is: it is the peer's own windows that are closed. While one stream moves, the others may wait.
-    async fn takes_nothing(&self) {
-        let timeout = self.shared.limits.request_timeout;
-        while self.traffic.stalled_since().is_none_or(|since| since.elapsed() < timeout) {
-            tokio::time::sleep(timeout / 4).await;
+    /// Completes when a peer that was told to go away has taken nothing of an answer for twice the time it has: what
+    /// else is on its connection had time to finish. Not the socket need be full, which the wire would notice, but the
+    /// stream's own window closed.
+    async fn stalled(&self) {
+        let patience = 2 * self.shared.limits.request_timeout;
+        loop {
+            let waited = self.traffic.stalled_since().map_or(Duration::ZERO, |since| since.elapsed());
+            if waited >= patience {
+                break;
+            }
+            tokio::time::sleep(patience - waited).await;
         }
         count_timeout("write");
-        tracing::warn!(peer = %self.peer, "dropped: it takes no bytes of any of its streams");
+        tracing::warn!(peer = %self.peer, "dropped: it takes no bytes of a stream");
     }
 
     /// Completes when a peer that was told to go away has no stream open and has not been heard for a while: it would
@@ -337,12 +349,18 @@ impl Connection {
         self.linger().await;
     }
 
-    /// Says that nothing more comes, and reads and discards what the peer still sends, for a moment.
+    /// Ends a connection so that its peer can have all of it: waits until the kernel has sent what it holds, which ends
+    /// with the pod otherwise, says that nothing more comes, and discards what the peer still sends.
     async fn linger(&self) {
-        let _ = SockRef::from(&*self.stream).shutdown(Shutdown::Write);
-        let discard = async {
+        let draining = self.shared.draining.is_cancelled();
+        let patience = if draining { DRAINING_LINGER } else { LINGER };
+        let end = async {
+            while has_unsent(&self.stream) {
+                tokio::time::sleep(UNSENT_LOOK).await;
+            }
+            let _ = SockRef::from(&*self.stream).shutdown(Shutdown::Write);
             let mut bytes = [0; 4096];
-            while self.stream.readable().await.is_ok() {
+            while let Ok(Ok(())) = tokio::time::timeout(patience, self.stream.readable()).await {
                 match self.stream.try_read(&mut bytes) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Ok(0) | Err(_) => return,
@@ -350,8 +368,7 @@ impl Connection {
                 }
             }
         };
-        let patience = if self.shared.draining.is_cancelled() { DRAINING_LINGER } else { LINGER };
-        let _ = tokio::time::timeout(patience, discard).await;
+        let _ = tokio::time::timeout(self.shared.limits.request_timeout, end).await;
     }
 
     fn note(&self, error: &hyper::Error) {
@@ -370,53 +387,4 @@ async fn answer(router: Router, request: hyper::Request<Incoming>, peer: SocketA
     let mut request = request.map(Body::new);
     request.extensions_mut().insert(ConnectInfo(peer));
     router.oneshot(request).await.unwrap_or_else(|never: Infallible| match never {})
-}
-
-/// A request that is under way on its connection until this is dropped.
-struct Counted(Arc<Traffic>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.answered();
-    }
-}
-
-/// A response's body. It ends when hyper has taken the last of it; what it holds, above all the register's guard, is
-/// held until that has also been written: a request is under way for as long as the kernel has not taken its answer.
-struct Answer {
-    number: u64,
-    body: Body,
-    counted: Counted,
-}
-
-impl Answer {
-    fn new(body: Body, counted: Counted) -> Self {
-        Self { number: counted.0.begin_answer(), body, counted }
-    }
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        self.counted.0.hold_until_flushed(self.number, std::mem::take(&mut self.body));
-    }
-}
-
-impl http_body::Body for Answer {
-    type Data = bytes::Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        let this = self.get_mut();
-        let frame = Pin::new(&mut this.body).poll_frame(cx);
-        this.counted.0.asked(this.number, frame.is_ready());
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }

@@ -21,7 +21,7 @@ use tower_http::limit::RequestBodyLimitLayer;
 use tracing::Instrument;
 
 use super::Problem;
-use super::guarded::Guarded;
+use super::body::Guarded;
 use super::problem::form;
 use crate::config;
 use crate::lifecycle::{Guard, InFlight, Kind, Lifecycle};

@@ -10,13 +10,13 @@
 //! | `docs` | the OpenAPI contract, for people and machines |
 //! | `extract` | request bodies and parameters, with rejections that say what to do |
 //! | `problem` | errors as RFC 9457 `application/problem+json` |
-//! | `guarded` | a response body that holds a guard to its last byte |
+//! | `body` | response bodies that hold something to their last byte |
 //! | `streams` | Server-Sent Events and WebSockets that end well |
 
+mod body;
 mod connection;
 pub mod docs;
 mod extract;
-mod guarded;
 mod middleware;
 mod problem;
 mod server;

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use hyper::rt::{Read, ReadBufCursor, Write};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
@@ -111,13 +113,9 @@ impl Traffic {
         self.lock().offered.insert(answer, got.then(Instant::now));
     }
 
-    /// Since when the peer takes nothing of any answer, where there is one and that is so.
+    /// Since when the peer takes nothing of an answer, where there is such a one; of several, the longest.
     pub(super) fn stalled_since(&self) -> Option<Instant> {
-        let state = self.lock();
-        if state.in_flight == 0 || state.offered.len() < state.in_flight {
-            return None;
-        }
-        state.offered.values().copied().collect::<Option<Vec<_>>>()?.into_iter().max()
+        self.lock().offered.values().flatten().min().copied()
     }
 
     /// Keeps what an answer held until all of it has been written.
@@ -200,6 +198,14 @@ impl State {
 pub(super) fn has_unread(stream: &TcpStream) -> bool {
     let mut byte = [MaybeUninit::uninit()];
     matches!(SockRef::from(stream).peek(&mut byte), Ok(1))
+}
+
+/// Whether the kernel holds bytes that it has not sent, because the peer takes no more at the moment.
+pub(super) fn has_unsent(stream: &TcpStream) -> bool {
+    // a socket is writable while less than that is unsent
+    let _ = SockRef::from(stream).set_tcp_notsent_lowat(1);
+    let mut polled = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
+    matches!(poll(&mut polled, PollTimeout::ZERO), Ok(0))
 }
 
 /// See the module.

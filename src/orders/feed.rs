@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use axum::extract::ws::WebSocketUpgrade;
@@ -18,8 +19,8 @@ use futures_util::{FutureExt, Stream, StreamExt, stream};
 use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
-use tokio::sync::Notify;
 use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::{Notify, OnceCell};
 use utoipa::IntoParams;
 
 use super::Orders;
@@ -53,12 +54,20 @@ struct Event {
 pub(super) struct Feed {
     postgres: Postgres,
     events: broadcast::Sender<Arc<Event>>,
+    /// The last event that was handed out. Set before the first stream begins: were it set after, what came in between
+    /// would be in neither that stream's first reading nor in what it is handed.
+    last: Arc<OnceCell<AtomicI64>>,
     woken: Arc<Notify>,
 }
 
 impl Feed {
     pub(super) fn new(postgres: &Postgres) -> Self {
-        Self { postgres: postgres.clone(), events: broadcast::Sender::new(BEHIND), woken: Arc::default() }
+        Self {
+            postgres: postgres.clone(),
+            events: broadcast::Sender::new(BEHIND),
+            last: Arc::default(),
+            woken: Arc::default(),
+        }
     }
 
     /// There is something new.
@@ -68,9 +77,8 @@ impl Feed {
 
     /// Hands out what is new, for ever.
     pub(super) async fn follow(self) {
-        let mut last = None;
         loop {
-            let pause = match self.read_on(&mut last).await {
+            let pause = match self.read_on().await {
                 Ok(()) => POLL_INTERVAL,
                 Err(error) => {
                     tracing::warn!(%error, "cannot read events");
@@ -82,25 +90,25 @@ impl Feed {
         }
     }
 
-    async fn read_on(&self, last: &mut Option<i64>) -> Result<(), Error> {
-        let mut after = match *last {
-            Some(last) => last,
-            None => self.newest().await?,
-        };
-        *last = Some(after);
+    async fn read_on(&self) -> Result<(), Error> {
+        let last = self.last().await?;
         loop {
-            let page = self.page(after).await?;
+            let page = self.page(last.load(Ordering::Relaxed)).await?;
             let whole = page.len() as i64 == PAGE;
             for event in page {
-                after = event.event_id;
+                last.store(event.event_id, Ordering::Relaxed);
                 // an error means that nobody listens
                 let _ = self.events.send(Arc::new(event));
             }
-            *last = Some(after);
             if !whole {
                 return Ok(());
             }
         }
+    }
+
+    /// Where the follower is; at first the newest event there is.
+    async fn last(&self) -> Result<&AtomicI64, Error> {
+        self.last.get_or_try_init(async || self.newest().await.map(AtomicI64::new)).await
     }
 
     async fn newest(&self) -> Result<i64, Error> {
@@ -114,6 +122,7 @@ impl Feed {
     /// Every event after that one, or from now on.
     async fn stream(&self, after: Option<i64>) -> Result<impl Stream<Item = Arc<Event>> + use<>, Error> {
         let live = self.events.subscribe();
+        self.last().await?;
         let after = match after {
             Some(after) => after,
             None => self.newest().await?,

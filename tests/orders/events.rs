@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::{
     all_events, becomes, id, order,
-    support::{Event, Service, Sse, World, bounded, eventually, s},
+    support::{Event, Proxy, Service, Sse, World, bounded, eventually, s},
     told,
 };
 
@@ -61,6 +61,21 @@ async fn without_a_last_event_id_the_stream_begins_now() {
     let mut events = from_now(&service).await;
     let new = id(&order(&service, "SKU-1", 1).await);
     assert_eq!(events.next().await.expect("an event").json()["id"], new.as_str());
+}
+
+#[tokio::test]
+async fn a_stream_that_begins_before_the_database_was_ever_read_misses_nothing() {
+    let world = World::new().await;
+    let proxy = Proxy::before(world.database.address());
+    proxy.refuse();
+    let launch = world.service().set("database.url", world.database.url_at(proxy.address));
+    let service = launch.set("readiness.postgres", "advisory").ready().await;
+    let looked = async || !service.logged("cannot read events").is_empty();
+    eventually("it has looked in vain", s(5), looked).await;
+    proxy.pass();
+    let mut events = from_now(&service).await;
+    order(&service, "SKU-1", 1).await;
+    assert_eq!(events.next().await.expect("an event").event, "pending");
 }
 
 #[tokio::test]

@@ -84,7 +84,8 @@ async fn a_slow_download_finishes_byte_for_byte() {
     drain(&service).await;
     let (mut body, mut is_whole) = (Vec::new(), false);
     while !is_whole {
-        let frame = connection.frame().await.expect("it goes on");
+        let frame =
+            connection.frame().await.unwrap_or_else(|end| panic!("{end:?} after {} of {}", body.len(), whole.len()));
         connection.acknowledge(&frame).await;
         is_whole = frame.ends_stream();
         if frame.kind == kind::DATA {
