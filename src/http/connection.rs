@@ -23,6 +23,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::body::{Answer, Counted};
@@ -41,11 +42,11 @@ const DRAINING_LOOK: Duration = Duration::from_millis(10);
 /// Between two looks at whether the kernel has sent all of a last answer.
 const UNSENT_LOOK: Duration = Duration::from_millis(10);
 
-/// How long after its peer's last byte a connection that was closed in order is still read, so that the kernel does not
-/// answer a late byte with RST, which would take the answer from the peer's own buffer (RFC 9112, section 9.6).
+/// How long a connection that was closed in order is still read, so that the kernel does not answer a late byte with
+/// RST, which would take the answer from the peer's own buffer (RFC 9112, section 9.6).
 const LINGER: Duration = Duration::from_secs(1);
 
-/// The same while the service drains: a round trip, and nobody is waited for longer who has had an answer.
+/// The silence that ends it while the service drains: a round trip, and nobody is waited for longer who has had an answer.
 const DRAINING_LINGER: Duration = Duration::from_millis(200);
 
 const HTTP2_STREAMS: u32 = 200;
@@ -69,9 +70,10 @@ pub(super) struct Connection {
     traffic: Arc<Traffic>,
     shared: Arc<Shared>,
     router: Router,
-    /// Its place among `max_connections`, the wire's too, which an upgrade takes elsewhere; none for those taken from the
-    /// backlog at the very end.
-    place: Arc<Option<OwnedSemaphorePermit>>,
+    /// Cancelled when the wire is gone.
+    ended: CancellationToken,
+    /// Its place among `max_connections`; none for those taken from the backlog at the very end.
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Connection {
@@ -83,7 +85,7 @@ impl Connection {
         place: Option<OwnedSemaphorePermit>,
     ) -> Self {
         let (stream, traffic) = (Arc::new(stream), Arc::new(Traffic::new()));
-        Self { stream, peer, traffic, shared, router, place: Arc::new(place) }
+        Self { stream, peer, traffic, shared, router, ended: CancellationToken::new(), _place: place }
     }
 
     /// Serves it until it ends or is cut.
@@ -169,9 +171,10 @@ impl Connection {
         if let Err(error) = ended {
             self.note(&error);
         }
-        if self.traffic.activity() != Activity::Upgraded {
-            self.linger().await;
+        if self.traffic.activity() == Activity::Upgraded {
+            self.ended.cancelled().await;
         }
+        self.linger().await;
     }
 
     async fn http2(&self, first: Vec<u8>) {
@@ -211,8 +214,8 @@ impl Connection {
 
     fn wire(&self, first: Vec<u8>, by_heads: bool) -> Wire {
         let write_timeout = self.shared.limits.request_timeout;
-        let place = Arc::clone(&self.place);
-        Wire::new(Arc::clone(&self.stream), Arc::clone(&self.traffic), place, first, by_heads, write_timeout)
+        let gone = self.ended.clone().drop_guard();
+        Wire::new(Arc::clone(&self.stream), Arc::clone(&self.traffic), gone, first, by_heads, write_timeout)
     }
 
     /// Counts a request in. To be called when hyper has its head and before it reads on, which an async function, that
@@ -352,15 +355,17 @@ impl Connection {
     /// Ends a connection so that its peer can have all of it: waits until the kernel has sent what it holds, which ends
     /// with the pod otherwise, says that nothing more comes, and discards what the peer still sends.
     async fn linger(&self) {
-        let draining = self.shared.draining.is_cancelled();
-        let patience = if draining { DRAINING_LINGER } else { LINGER };
-        let end = async {
+        let send = async {
             while has_unsent(&self.stream) {
                 tokio::time::sleep(UNSENT_LOOK).await;
             }
-            let _ = SockRef::from(&*self.stream).shutdown(Shutdown::Write);
+        };
+        let _ = tokio::time::timeout(self.shared.limits.request_timeout, send).await;
+        let _ = SockRef::from(&*self.stream).shutdown(Shutdown::Write);
+        let silence = if self.shared.draining.is_cancelled() { DRAINING_LINGER } else { LINGER };
+        let discard = async {
             let mut bytes = [0; 4096];
-            while let Ok(Ok(())) = tokio::time::timeout(patience, self.stream.readable()).await {
+            while let Ok(Ok(())) = tokio::time::timeout(silence, self.stream.readable()).await {
                 match self.stream.try_read(&mut bytes) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Ok(0) | Err(_) => return,
@@ -368,7 +373,7 @@ impl Connection {
                 }
             }
         };
-        let _ = tokio::time::timeout(self.shared.limits.request_timeout, end).await;
+        let _ = tokio::time::timeout(LINGER, discard).await;
     }
 
     fn note(&self, error: &hyper::Error) {

@@ -176,7 +176,7 @@ impl Server {
         self.shared.draining.cancel();
         self.shared.connections.close();
         self.shared.connections.wait().await;
-        // a WebSocket has left its connection behind
+        // each HTTP/2 stream is a task of its own
         self.shared.lifecycle.in_flight().none_of(&Kind::PUBLIC).await;
     }
 

@@ -18,8 +18,8 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::SockRef;
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
+use tokio_util::sync::DropGuard;
 
 const HEAD_END: &[u8] = b"\r\n\r\n";
 
@@ -213,7 +213,8 @@ pub(super) fn has_unsent(stream: &TcpStream) -> bool {
 pub(super) struct Wire {
     stream: Arc<TcpStream>,
     traffic: Arc<Traffic>,
-    _place: Arc<Option<OwnedSemaphorePermit>>,
+    /// Tells the connection that this is gone; an upgrade takes it elsewhere.
+    _gone: DropGuard,
     /// Whether reads end at heads: HTTP/1 only.
     by_heads: bool,
     held: Vec<u8>,
@@ -229,7 +230,7 @@ impl Wire {
     pub(super) fn new(
         stream: Arc<TcpStream>,
         traffic: Arc<Traffic>,
-        place: Arc<Option<OwnedSemaphorePermit>>,
+        gone: DropGuard,
         first: Vec<u8>,
         by_heads: bool,
         write_timeout: Duration,
@@ -238,7 +239,7 @@ impl Wire {
             let mut state = traffic.lock();
             (state.held, state.holds) = (first.len(), by_heads);
         }
-        Self { stream, traffic, _place: place, by_heads, held: first, matched: 0, write_timeout, write_stalled: None }
+        Self { stream, traffic, _gone: gone, by_heads, held: first, matched: 0, write_timeout, write_stalled: None }
     }
 
     /// How many of these bytes to give to hyper: up to and including the end of a head.
