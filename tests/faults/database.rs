@@ -194,14 +194,16 @@ async fn too_many_connections_and_a_changed_password_are_503_until_they_are_mend
     let launch = Launch::new().set("database.url", url).set("catalog.endpoint", catalog.endpoint());
     let launch = launch.set("worker.poll_interval", "100ms").set("readiness.failures", 1000);
     let service = launch.ready().await;
-    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'shop'";
+    // one that is just starting has no role yet
+    let end = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+               WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
     for (refuse, allow, reason) in [
         ("ALTER ROLE shop CONNECTION LIMIT 0", "ALTER ROLE shop CONNECTION LIMIT -1", "too many connections"),
         // a role that may not log in is refused in the same class, 28, as one with another password
         ("ALTER ROLE shop NOLOGIN", "ALTER ROLE shop LOGIN", "not permitted to log in"),
     ] {
         sqlx::raw_sql(refuse).execute(&mut owner).await.expect("it is SQL");
-        sqlx::raw_sql(end).execute(&mut owner).await.expect("it is SQL");
+        while !sqlx::query(end).fetch_all(&mut owner).await.expect("it is SQL").is_empty() {}
         is_503(&service.get("/v1/orders").await);
         is_503(&place(&service, "SKU-1").await);
         let named = async || service.log().iter().any(|line| line.to_string().contains(reason));

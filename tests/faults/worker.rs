@@ -33,7 +33,8 @@ async fn ten_replicas_share_one_table_and_double_nothing() {
 #[tokio::test]
 async fn replicas_that_crash_one_after_the_other_leave_every_order_settled_once() {
     let world = World::new().await;
-    let launch = || world.service().set("catalog.timeout", "5s").ready();
+    // four jobs hold a connection each
+    let launch = || world.service().set("catalog.timeout", "5s").set("database.max_connections", 8).ready();
     for round in 0..4 {
         let crashing = launch().await;
         join_all((0..8).map(|_| order(&crashing, "SLOW-RESERVE-3000"))).await;
