@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use service::config::Config;
 use service::lifecycle::Control;
 use service::postgres::Postgres;
-use service::telemetry::Telemetry;
+use service::telemetry::{Telemetry, chain};
 use service::{app, probe};
 
 /// musl's allocator takes one lock for all threads.
@@ -78,7 +78,7 @@ fn main() -> ExitCode {
         }
     });
     result.unwrap_or_else(|error| {
-        eprintln!("{}: {error:#}", env!("CARGO_PKG_NAME"));
+        eprintln!("{}: {}", env!("CARGO_PKG_NAME"), chain(&*error));
         ExitCode::from(if error.is::<BadConfiguration>() { BAD_CONFIGURATION } else { RUNTIME_FAILURE })
     })
 }

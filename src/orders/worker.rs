@@ -38,7 +38,7 @@ async fn work(orders: Orders, timeout: Duration, poll_interval: Duration, claim_
         let claimed = Arc::new(AtomicBool::new(false));
         let found = tokio::select! {
             found = orders.postgres.run_for(timeout, |connection| {
-                settle_one(orders.clone(), claimed.clone(), connection).boxed()
+                settle_one(orders.clone(), timeout, claimed.clone(), connection).boxed()
             }) => found,
             () = may_leave(&claim_nothing, &claimed) => return,
         };
@@ -85,6 +85,7 @@ struct Job {
 
 async fn settle_one(
     orders: Orders,
+    timeout: Duration,
     claimed: Arc<AtomicBool>,
     connection: &mut PgConnection,
 ) -> Result<Found, sqlx::Error> {
@@ -94,6 +95,11 @@ async fn settle_one(
     };
     claimed.store(true, Ordering::Relaxed);
     let _guard = orders.in_flight.enter(Kind::Job, format!("order {}", job.id));
+    // the server is to have patience while the catalogue is asked
+    let patience = format!("{}ms", timeout.as_millis());
+    sqlx::query_scalar!("SELECT set_config('idle_in_transaction_session_timeout', $1, true)", patience)
+        .fetch_one(&mut *transaction)
+        .await?;
     let outcome = match orders.catalog.reserve(job.id, &job.sku, job.quantity).await {
         Ok(Reservation::Accepted) => settle(&mut transaction, &job, Status::Confirmed, None).await?,
         Ok(Reservation::Declined(reason)) => settle(&mut transaction, &job, Status::Rejected, Some(&reason)).await?,

@@ -48,6 +48,16 @@ async fn replicas_that_crash_one_after_the_other_leave_every_order_settled_once(
 }
 
 #[tokio::test]
+async fn a_job_may_take_as_long_as_the_catalogue_may() {
+    let world = World::new().await;
+    let service = world.service().set("catalog.timeout", "20s").ready().await;
+    // past the 10 s after which the database ends a transaction in which nothing happens
+    let id = order(&service, "SLOW-RESERVE-11000").await;
+    becomes(&service, &id, "confirmed").await;
+    assert_eq!(world.catalog().reserved(&id), 1);
+}
+
+#[tokio::test]
 async fn poison_blocks_no_other_job() {
     let world = World::new().await;
     let service = world.service().set("worker.concurrency", 1).ready().await;
