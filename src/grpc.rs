@@ -155,7 +155,8 @@ impl Peer {
         let result = tokio::time::timeout_at(deadline, self.resolved_then(attempts)).await;
         let result = result.map_or_else(|_| Err(self.silent(timeout)), |result| Ok(result?.into_inner()));
         match &result {
-            Err(error) if error.is_the_peers() => self.breaker.on_error(),
+            // what it refuses to one is no reason to keep it from the others
+            Err(error) if error.is_absence() => self.breaker.on_error(),
             _ => self.breaker.on_success(),
         }
         result
@@ -288,26 +289,18 @@ impl hyper::rt::Executor<Pin<Box<dyn Future<Output = ()> + Send>>> for Tasks {
 }
 
 impl Error {
-    /// Whether the peer is at fault, and not the request.
-    fn is_the_peers(&self) -> bool {
+    /// Whether the peer is not there, or as good as that.
+    fn is_absence(&self) -> bool {
+        const AWAY: [Code; 4] = [Code::Unavailable, Code::DeadlineExceeded, Code::ResourceExhausted, Code::Cancelled];
         match self {
             Self::Timeout(_) | Self::Open => true,
-            Self::Status(status) => matches!(
-                status.code(),
-                Code::Unavailable
-                    | Code::DeadlineExceeded
-                    | Code::ResourceExhausted
-                    | Code::Internal
-                    | Code::Unknown
-                    | Code::Cancelled
-            ),
+            Self::Status(status) => AWAY.contains(&status.code()),
         }
     }
 
     /// Whether the peer has answered, and will not do what it was asked.
     pub fn is_refusal(&self) -> bool {
-        const AWAY: [Code; 4] = [Code::Unavailable, Code::DeadlineExceeded, Code::ResourceExhausted, Code::Cancelled];
-        matches!(self, Self::Status(status) if !AWAY.contains(&status.code()))
+        !self.is_absence()
     }
 
     /// Whether the peer says that there is no such thing.
