@@ -1,7 +1,9 @@
 //! A PostgreSQL of a test's own, to be killed and frozen.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
     os::unix::{
         fs::{PermissionsExt, chown},
         process::CommandExt,
@@ -60,6 +62,11 @@ impl Cluster {
     /// Its URL by way of a proxy.
     pub(crate) fn url_at(port: u16) -> String {
         format!("postgres://postgres@127.0.0.1:{port}/postgres")
+    }
+
+    /// Where its files are.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Where it listens.
@@ -138,7 +145,12 @@ impl Cluster {
     }
 
     fn program(&self, name: &str) -> Command {
-        let mut command = Command::new(self.programs.join(name));
+        self.command(self.programs.join(name))
+    }
+
+    /// A program that runs beside it: in its folder, as its user.
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
         command.current_dir(self.folder.path()).stdin(Stdio::null()).env("LC_ALL", "C");
         if let Some((user, group)) = self.owner {
             command.uid(user).gid(group);

@@ -17,6 +17,7 @@ mod killed;
 mod load;
 mod model;
 mod names;
+mod pgbouncer;
 mod process;
 mod security;
 mod settings;
