@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
-use axum::response::{IntoResponse, Response};
-use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use axum::response::Response;
+use http::header::{CONNECTION, TRANSFER_ENCODING};
 use http::{HeaderValue, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -27,7 +27,6 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::body::{Answer, Counted};
-use super::problem::Problem;
 use super::server::Shared;
 use super::wire::{Activity, Traffic, Wire, has_unread, has_unsent};
 
@@ -227,18 +226,12 @@ impl Connection {
     }
 
     async fn call(&self, request: hyper::Request<Incoming>, counted: Counted) -> Result<Response<Answer>, Infallible> {
-        let (version, headers) = (request.version(), request.headers());
-        // hyper lets chunked win over a length; a proxy before us might not, and see another request than we do
-        let ambiguous = headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH);
-        let response = match ambiguous {
-            true => Problem::new(StatusCode::BAD_REQUEST, "Content-Length and Transfer-Encoding exclude each other")
-                .into_response(),
-            false => answer(self.router.clone(), request, self.peer).await,
-        };
+        let version = request.version();
+        let response = answer(self.router.clone(), request, self.peer).await;
         let mut response = response.map(|body| Answer::new(body, counted));
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             self.traffic.upgraded();
-        } else if ambiguous || (version <= Version::HTTP_11 && self.shared.is_stopping() && !self.next_waits()) {
+        } else if version <= Version::HTTP_11 && self.shared.is_stopping() && !self.next_waits() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             if version == Version::HTTP_10 {
                 // else hyper would add a keep-alive to it

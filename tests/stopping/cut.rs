@@ -110,6 +110,18 @@ async fn an_http_2_answer_of_which_its_client_takes_a_part_is_cut_counted_and_na
 }
 
 #[tokio::test]
+async fn what_is_cut_ends_then_and_not_with_the_process() {
+    let stage = world().await;
+    let service = hasty(&stage).await;
+    let mut raw = Raw::connect(service.http().await).await;
+    raw.write(slow(15_000)).await;
+    under_way(&stage, 15_000).await;
+    drain(&service).await;
+    raw.rest().await;
+    assert!(service.ended().is_none(), "a job still runs, which needs what the request had");
+}
+
+#[tokio::test]
 async fn what_has_time_enough_is_not_cut() {
     let stage = world().await;
     let service = hasty(&stage).await;

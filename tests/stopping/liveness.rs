@@ -75,6 +75,21 @@ async fn a_process_that_was_stopped_and_continued_is_alive_at_once() {
 }
 
 #[tokio::test]
+async fn time_in_which_the_whole_process_stood_still_is_no_stall_of_its_workers() {
+    let stage = world().await;
+    let service = stage.service().set("lifecycle.stall_threshold", "2s").ready().await;
+    let halted = Halted::threads(service.pid(), WORKERS);
+    // past the watchdog's next tick: it waits for a heartbeat when all stands still
+    tokio::time::sleep(ms(400)).await;
+    service.signal(Signal::STOP);
+    tokio::time::sleep(ms(2500)).await;
+    service.signal(Signal::CONT);
+    always("it is alive", ms(500), async || service.probe("/livez").await.status == 200).await;
+    drop(halted);
+    serves(&service).await;
+}
+
+#[tokio::test]
 async fn a_process_that_gets_hardly_any_time_is_alive() {
     let stage = world().await;
     let service = serve(&stage).await;
@@ -121,9 +136,49 @@ async fn with_every_worker_blocked_sigterm_ends_it_by_the_deadline_with_exit_cod
     assert!(exit.at - asked < ms(3700), "{:?}", exit.at - asked);
 }
 
-/// Makes the lookup of `hung.invalid` take a minute: a library that the loader puts before the system's own.
+#[tokio::test]
+async fn with_its_control_thread_stuck_it_is_gone_at_the_deadline_with_exit_code_3() {
+    let stage = world().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let stuck = folder.path().join("stuck");
+    // the first thread is the one whose id is the process's
+    let library = library(
+        folder.path(),
+        r#"
+        #define _GNU_SOURCE
+        #include <dlfcn.h>
+        #include <stdlib.h>
+        #include <sys/epoll.h>
+        #include <unistd.h>
+        int epoll_wait(int epoll, struct epoll_event *events, int count, int timeout) {
+            int (*real)(int, struct epoll_event *, int, int) = dlsym(RTLD_NEXT, "epoll_wait");
+            if (gettid() == getpid() && access(getenv("STUCK"), F_OK) == 0) sleep(60);
+            return real(epoll, events, count, timeout);
+        }"#,
+    );
+    let launch = brief(stage.service()).env("LD_PRELOAD", library).env("STUCK", stuck.display());
+    let service = launch.set("lifecycle.drain_delay", "500ms").ready().await;
+    let asked = Instant::now();
+    service.signal(Signal::TERM);
+    service.phase("draining").await;
+    std::fs::write(&stuck, "").expect("the folder is ours");
+    let exit = service.exit(s(10)).await;
+    assert_eq!(exit.code, Some(3));
+    assert!(exit.at - asked < ms(3700), "{:?}", exit.at - asked);
+}
+
+/// A library that the loader puts before the system's own.
+fn library(folder: &Path, code: &str) -> String {
+    let (source, library) = (folder.join("library.c"), folder.join("library.so"));
+    std::fs::write(&source, code).expect("the folder is ours");
+    // the linker of every Rust program
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status();
+    assert!(built.expect("cc is there").success());
+    library.display().to_string()
+}
+
+/// Makes the lookup of `hung.invalid` take a minute.
 fn hung_resolver(folder: &Path) -> String {
-    let (source, library) = (folder.join("hung.c"), folder.join("hung.so"));
     let code = r#"
         #define _GNU_SOURCE
         #include <dlfcn.h>
@@ -135,11 +190,7 @@ fn hung_resolver(folder: &Path) -> String {
             if (node && strcmp(node, "hung.invalid") == 0) sleep(60);
             return real(node, service, hints, found);
         }"#;
-    std::fs::write(&source, code).expect("the folder is ours");
-    // The linker of every Rust program.
-    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status();
-    assert!(built.expect("cc is there").success());
-    library.display().to_string()
+    library(folder, code)
 }
 
 #[tokio::test]

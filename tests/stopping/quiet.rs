@@ -1,5 +1,7 @@
 //! Connections on which nothing is under way: they end with FIN and hold nobody up.
 
+use tokio::io::AsyncWriteExt as _;
+
 use std::time::Instant;
 
 use crate::{
@@ -48,7 +50,9 @@ async fn a_request_that_crosses_the_fin_is_not_met_with_a_reset() {
     drain(&service).await;
     assert_eq!(client.ends().await, End::Clean);
     for _ in 0..5 {
-        client.get(CHEAP).await;
+        // one that was reset is told when it writes
+        let request = format!("GET {CHEAP} HTTP/1.1\r\nhost: test\r\n\r\n");
+        client.stream.write_all(request.as_bytes()).await.expect("nobody resets it");
         tokio::time::sleep(ms(20)).await;
         assert_eq!(client.ends().await, End::Clean, "it is told again that there will be no answer, and no more");
     }
