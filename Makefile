@@ -61,7 +61,7 @@ smoke: docker catalog-image ## run the image read-only, unprivileged and in 32 M
 
 # --- The example under load, and on bad days ------------------------------------------------------------------------
 
-.PHONY: chaos e2e rollout-local test-quiet
+.PHONY: chaos e2e fuzz rollout-local test-quiet
 
 # what brings an image into the cluster, what applies a folder to it, and where its port 30080 is reached from here
 IMAGE_LOAD    ?= kind load docker-image
@@ -78,6 +78,11 @@ test-quiet: ## the test that needs the machine to itself, which `make test` leav
 chaos: ## SECONDS=600 SEED=1: kills, freezes and cuts at random for as long as told; nothing accepted may be lost
 	cargo build --locked --example catalog
 	@CHAOS_SECONDS="$(SECONDS)" CHAOS_SEED="$(SEED)" scripts/with-postgres cargo test --locked --test faults -- chaos --nocapture
+
+fuzz: ## SECONDS=60: settings, pages, keys and bodies that a fuzzer makes up; needs nightly Rust and cargo-fuzz
+	@cd fuzz && for target in fuzz_targets/*.rs; do \
+	  cargo +nightly fuzz run "$$(basename "$$target" .rs)" -- -max_total_time=$(or $(SECONDS),60) || exit 1; \
+	done
 
 e2e: docker catalog-image ## on a cluster, under load: restarts, scaling, deleted pods, a broken rollout, no database
 	@scripts/e2e
