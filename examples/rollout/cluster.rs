@@ -134,7 +134,7 @@ impl Run {
         self.end("5 pods deleted", Promise::NoneLost);
 
         self.broken_rollout().await?;
-        self.end("broken setting,\nundone", Promise::NoneLost);
+        self.end("bad setting,\nundone", Promise::NoneLost);
 
         self.mark("database");
         self.kubectl.run("delete pod postgres-0").await?;
