@@ -11,6 +11,7 @@ mod command_line;
 mod drain;
 mod log;
 mod migrate;
+mod panic;
 mod pid_1;
 mod probes;
 mod settings;
