@@ -9,7 +9,10 @@ mod binary;
 mod files;
 mod tools;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use binary::Service;
 use files::{deployment, dockerfile, kustomization, manifest, pod, read, seconds, setting, settings};
@@ -93,7 +96,12 @@ fn every_path_that_is_probed_is_served() {
         service.get(get["path"].as_str().expect("a path"))
     };
     // The database is away: the process is well, and nobody should be sent here.
-    assert_eq!((answer("startupProbe"), answer("livenessProbe"), answer("readinessProbe")), (200, 200, 503));
+    let patience = Instant::now() + Duration::from_secs(10);
+    while answer("startupProbe") != 200 {
+        assert!(Instant::now() < patience, "it does not start");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!((answer("livenessProbe"), answer("readinessProbe")), (200, 503));
     let metrics = &deployment()["spec"]["template"]["metadata"]["annotations"]["prometheus.io/path"];
     assert_eq!(service.get(metrics.as_str().expect("a path")), 200);
 }

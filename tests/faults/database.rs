@@ -25,7 +25,8 @@ async fn readiness_leaves_after_failures_in_a_row_returns_with_one_success_and_l
 
     proxy.refuse();
     eventually("it is not ready", s(10), async || service.probe("/readyz").await.status == 503).await;
-    let line = service.logged("check fails: not ready").pop().expect("it is logged");
+    let line = async || service.logged("check fails: not ready").pop();
+    let line = eventually("it is logged", s(5), line).await;
     assert_eq!((&line["check"], &line["failures"]), (&"postgres".into(), &4.into()));
     always("it is alive", s(1), async || service.probe("/livez").await.status == 200).await;
     proxy.pass();
@@ -118,6 +119,7 @@ async fn what_the_database_undoes_for_anothers_sake_is_tried_again() {
 async fn what_is_the_databases_fault_is_503_its_reason_is_logged_and_nothing_of_it_is_said() {
     let world = World::new().await;
     let service = world.serve().await;
+    let mut told = 0;
     for (code, what) in [
         ("53100", "disk full"),
         ("53200", "out of memory"),
@@ -132,7 +134,9 @@ async fn what_is_the_databases_fault_is_503_its_reason_is_logged_and_nothing_of_
         let reply = place(&service, "SKU-1").await;
         is_503(&reply);
         assert!(!reply.text().contains("what is inside"), "{reply:?}");
-        let logged = service.logged("database").pop().unwrap_or_else(|| panic!("{what} is not logged"));
+        told += 1;
+        let logged = async || service.logged("database").into_iter().nth(told - 1);
+        let logged = eventually(&format!("{what} is logged"), s(5), logged).await;
         assert!(logged["error"].as_str().is_some_and(|error| error.contains("what is inside")), "{what}: {logged}");
         assert_eq!(place(&service, "SKU-1").await.status, 201, "after {what}");
     }
