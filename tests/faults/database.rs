@@ -119,8 +119,7 @@ async fn what_the_database_undoes_for_anothers_sake_is_tried_again() {
 async fn what_is_the_databases_fault_is_503_its_reason_is_logged_and_nothing_of_it_is_said() {
     let world = World::new().await;
     let service = world.serve().await;
-    let mut told = 0;
-    for (code, what) in [
+    let faults = [
         ("53100", "disk full"),
         ("53200", "out of memory"),
         ("53300", "too many connections"),
@@ -129,13 +128,13 @@ async fn what_is_the_databases_fault_is_503_its_reason_is_logged_and_nothing_of_
         ("58030", "io error"),
         ("28P01", "wrong password"),
         ("25006", "read-only"),
-    ] {
+    ];
+    for (told, (code, what)) in faults.into_iter().enumerate() {
         writes_fail(&world, code, 1).await;
         let reply = place(&service, "SKU-1").await;
         is_503(&reply);
         assert!(!reply.text().contains("what is inside"), "{reply:?}");
-        told += 1;
-        let logged = async || service.logged("database").into_iter().nth(told - 1);
+        let logged = async || service.logged("database").into_iter().nth(told);
         let logged = eventually(&format!("{what} is logged"), s(5), logged).await;
         assert!(logged["error"].as_str().is_some_and(|error| error.contains("what is inside")), "{what}: {logged}");
         assert_eq!(place(&service, "SKU-1").await.status, 201, "after {what}");
