@@ -1,4 +1,4 @@
-# The service as one static binary on scratch; `--target catalog` is the example peer for local clusters.
+# The service as one static binary on scratch; `--target catalog` is a gRPC peer for local clusters.
 #
 # No `# syntax=` line: it would pull a frontend, and whatever BuildKit an engine brings along can build this.
 # Nothing is installed but crates, so a builder image without apk or apt does as well.

@@ -12,7 +12,7 @@ export SQLX_OFFLINE ?= true
 help: ## this list
 	@scripts/help $(MAKEFILE_LIST)
 
-run: ## PostgreSQL, the example's gRPC peer and the service, until Ctrl-C
+run: ## PostgreSQL, a gRPC peer and the service, until Ctrl-C
 	@scripts/with-postgres --keep scripts/run
 
 test: ## every test: the real binary, a real PostgreSQL, a real gRPC peer, real signals

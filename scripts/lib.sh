@@ -63,7 +63,7 @@ take_terminal() {
     tcsetpgrp(0, getpgrp 0) if tcgetpgrp(0) == $from' -- "$1" 2>/dev/null || true
 }
 
-# start_peer PROGRAM: starts the example's gRPC peer on a free port, in a process group of its own, until we end. Exports
+# start_peer PROGRAM: starts the gRPC peer on a free port, in a process group of its own, until we end. Exports
 # APP__CATALOG__ENDPOINT.
 start_peer() {
   local pipe line

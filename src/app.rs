@@ -1,5 +1,5 @@
-//! The composition root: the parts in the order they start, and the stop in the order they end. Nothing is started or
-//! stopped that is not on this page.
+//! The composition root: the parts in the order they start, and the stop in the order they end. What is to be closed in
+//! order is on this page; the admin server answers until the exit, and background work ends with phase `stopping`.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -43,7 +43,8 @@ pub fn openapi() -> OpenApi {
     ])
 }
 
-/// Makes every part; what of it takes time is the start, which this returns with the stop.
+/// Makes every part, and waits for nothing. Returns the start (migrations, the required checks, then listening) and the
+/// stop.
 fn compose(
     config: &Config,
     lifecycle: &Lifecycle,
@@ -79,6 +80,7 @@ fn compose(
     let metrics = telemetry.metrics();
     lifecycle.background(metrics.clone().upkeep());
     let gauges = gauges(lifecycle, &http, &postgres, main);
+    // a server runs where it is told to serve: this one on the control thread
     let context = control.enter();
     admin.serve(Admin::new(lifecycle, metrics, gauges).router())?;
     drop(context);
@@ -96,21 +98,18 @@ fn compose(
     };
 
     let budget = &config.lifecycle;
-    let traces = telemetry.traces();
-    let (unready, delay) = (workers.clone(), lifecycle.clone());
-    let (stop, drain, cut) = (http.clone(), http.clone(), http);
-    let (finish, hand_back) = (workers.clone(), workers);
+    let unready = workers.clone();
     let plan = Plan::default()
         .step("unready", AT_ONCE, async move { unready.claim_nothing() })
-        .step("drain_delay", budget.drain_delay, async move { delay.drain_delay().await })
-        .step("stop_accepting", AT_ONCE, async move { stop.stop_accepting().await })
-        .step("drain_http", budget.drain_timeout, async move { drain.drain().await })
-        .or_cut(move || cut.cut())
-        .step("drain_workers", budget.worker_timeout, async move { finish.drain().await })
-        .or_cut(move || hand_back.cut())
-        .step("grpc_channel", budget.grpc_timeout, async move { catalog.close().await })
-        .step("database_pool", budget.database_timeout, async move { postgres.close().await })
-        .step("telemetry", budget.telemetry_timeout, async move { traces.close().await });
+        .step("drain_delay", budget.drain_delay, lifecycle.clone().drain_delay())
+        .step("stop_accepting", AT_ONCE, http.clone().stop_accepting())
+        .step("drain_http", budget.drain_timeout, http.clone().drain())
+        .or_cut(move || http.cut())
+        .step("drain_workers", budget.worker_timeout, workers.clone().drain())
+        .or_cut(move || workers.cut())
+        .step("grpc_channel", budget.grpc_timeout, catalog.close())
+        .step("database_pool", budget.database_timeout, postgres.close())
+        .step("telemetry", budget.telemetry_timeout, telemetry.traces().close());
     Ok((start, plan))
 }
 

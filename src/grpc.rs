@@ -194,7 +194,7 @@ impl Peer {
     }
 
     /// Closes its connections. tonic has no close, so they are ended where they run: on tasks of ours.
-    pub async fn close(&self) {
+    pub async fn close(self) {
         self.tasks.close().await;
     }
 }

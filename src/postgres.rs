@@ -160,7 +160,7 @@ impl Postgres {
     }
 
     /// Closes every connection. To be called when nobody needs one any more: from now on none is given out.
-    pub async fn close(&self) {
+    pub async fn close(self) {
         let closed = self.pool.close();
         if let Some(connection) = self.check.lock().await.take() {
             let _ = connection.close().await;

@@ -45,7 +45,7 @@ const UNSENT_LOOK: Duration = Duration::from_millis(10);
 /// RST, which would take the answer from the peer's own buffer (RFC 9112, section 9.6).
 const LINGER: Duration = Duration::from_secs(1);
 
-/// The silence that ends it while the service drains: a round trip, and nobody is waited for longer who has had an answer.
+/// The silence that ends it while the service drains: a round trip within a region, and nobody is waited for longer who has had an answer.
 const DRAINING_LINGER: Duration = Duration::from_millis(200);
 
 const HTTP2_STREAMS: u32 = 200;
@@ -179,10 +179,11 @@ impl Connection {
     async fn http2(&self, first: Vec<u8>) {
         let wire = self.wire(first, false);
         let service = hyper::service::service_fn(|request| {
+            // heads and bodies of several streams come in turn: nothing is said of how far each has come
             self.traffic.request(Some(0));
             let counted = Counted(Arc::clone(&self.traffic));
-            let answer = answer(self.router.clone(), request, self.peer);
-            async { Ok::<_, Infallible>(answer.await.map(|body| Answer::new(body, counted))) }
+            let answered = answer(self.router.clone(), request, self.peer);
+            async { Ok::<_, Infallible>(answered.await.map(|body| Answer::new(body, counted))) }
         });
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
@@ -231,7 +232,7 @@ impl Connection {
         let mut response = response.map(|body| Answer::new(body, counted));
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             self.traffic.upgraded();
-        } else if version <= Version::HTTP_11 && self.shared.is_stopping() && !self.next_waits() {
+        } else if version <= Version::HTTP_11 && self.shared.asks_to_leave() && !self.next_waits() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             if version == Version::HTTP_10 {
                 // else hyper would add a keep-alive to it
@@ -289,6 +290,7 @@ impl Connection {
         while !self.shared.draining.is_cancelled() {
             let now = Instant::now();
             let due = match self.traffic.activity() {
+                // between requests any byte, such as a PING's, looks like a head
                 Activity::Idle(since) | Activity::Head(since) => since + idle_timeout,
                 Activity::Busy | Activity::Upgraded => now + idle_timeout,
             };

@@ -20,7 +20,7 @@ use crate::lifecycle::{Kind, Lifecycle, Phase};
 /// Connections that the kernel completes and nobody has accepted yet; it takes at most `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// Longer than a round trip: for handshakes that had begun when the listener stopped taking new ones.
+/// Longer than a round trip within a region: for handshakes that had begun when the listener stopped taking new ones.
 const HANDSHAKE: Duration = Duration::from_millis(100);
 
 /// Out of file descriptors or memory: others must give some back first.
@@ -71,7 +71,7 @@ pub struct Server {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) limits: Limits,
-    /// Cancelled when connections are to end as soon as nothing is under way on them.
+    /// Cancelled by [`Server::drain`]: connections are to end as soon as nothing is under way on them.
     pub(super) draining: CancellationToken,
     /// Cancelled when they are to end whatever is under way.
     pub(super) cut: CancellationToken,
@@ -85,8 +85,8 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Whether answers ask their clients to leave.
-    pub(super) fn is_stopping(&self) -> bool {
+    /// Whether answers ask their clients to leave: from the first trigger on.
+    pub(super) fn asks_to_leave(&self) -> bool {
         self.lifecycle.phase() >= Phase::Draining
     }
 
@@ -140,7 +140,7 @@ impl Server {
         Drain { draining: self.shared.draining.clone(), cut: self.shared.cut.clone() }
     }
 
-    /// Listens and serves on the current runtime. Does nothing the second time, or once the stop has begun.
+    /// Listens and serves on the current runtime. Does nothing the second time, or after [`Server::stop_accepting`].
     ///
     /// # Errors
     /// Where the system has no file descriptors left.
@@ -164,14 +164,14 @@ impl Server {
     }
 
     /// Accepts what the kernel has already accepted, and closes the listener.
-    pub async fn stop_accepting(&self) {
+    pub async fn stop_accepting(self) {
         self.shared.stop_accepting.cancel();
         self.shared.accepting.close();
         self.shared.accepting.wait().await;
     }
 
     /// Completes when everything under way has finished and every connection is closed.
-    pub async fn drain(&self) {
+    pub async fn drain(self) {
         self.shared.drain_began.get_or_init(Instant::now);
         self.shared.draining.cancel();
         self.shared.connections.close();
@@ -221,7 +221,7 @@ impl Shared {
         })
         .await;
 
-        // Whoever's connection the kernel has accepted gets an answer. Closing the listener resets those that wait in
+        // Whosever connection the kernel has accepted gets an answer. Closing the listener resets those that wait in
         // its backlog, so: no new handshakes, a moment for the ones under way, then all that wait, then close.
         if let Err(error) = refuse_handshakes(&listener) {
             // some kernels grant it to root alone; then a connection made in the instant the listener closes is reset
@@ -252,6 +252,7 @@ impl Shared {
 /// Makes the kernel drop connection requests (SYN without ACK) that come to this listener, as if the network had: the
 /// client's own retransmission, a second later, finds the port closed and is refused in order.
 fn refuse_handshakes(listener: &TcpListener) -> io::Result<()> {
+    // classic BPF: the packet begins with the TCP header, whose byte 13 is the flags
     const LOAD_BYTE: u16 = 0x30;
     const AND: u16 = 0x54;
     const JUMP_IF_EQUAL: u16 = 0x15;

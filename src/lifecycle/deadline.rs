@@ -19,7 +19,7 @@ pub(super) fn start(lifecycle: Lifecycle, deadline: Duration) {
         std::thread::sleep(deadline);
         exit(EXIT, move || {
             let left = lifecycle.in_flight().list(&Kind::ALL).join("; ");
-            let step = lifecycle.0.steps.running();
+            let step = lifecycle.0.steps.current();
             tracing::error!(step, left, exit_code = EXIT, "deadline passed: abandoning what is left");
         });
     });

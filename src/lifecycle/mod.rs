@@ -176,8 +176,8 @@ impl Lifecycle {
     }
 
     /// Completes at the end of the drain delay, counted from the first trigger; at once where the service never was
-    /// ready, since nobody was ever sent here.
-    pub async fn drain_delay(&self) {
+    /// ready, since nobody was ever sent here. Then phase `stopping` begins, and background work ends.
+    pub async fn drain_delay(self) {
         if let Some(stop) = self.0.stop.get().filter(|stop| stop.was_ready) {
             tokio::time::sleep_until((stop.at + self.0.settings.drain_delay).into()).await;
         }

@@ -151,8 +151,8 @@ impl Progress {
         self.lock().clone()
     }
 
-    /// The step that has begun and not ended.
-    pub(super) fn running(&self) -> Option<&'static str> {
-        self.lock().iter().find(|step| step.began.is_some() && step.ended.is_none()).map(|step| step.step)
+    /// The step that it is at: the first that has not ended.
+    pub(super) fn current(&self) -> Option<&'static str> {
+        self.lock().iter().find(|step| step.ended.is_none()).map(|step| step.step)
     }
 }

@@ -55,7 +55,7 @@ impl Workers {
     }
 
     /// Completes when every running job has finished or been handed back.
-    pub async fn drain(&self) {
+    pub async fn drain(self) {
         self.claim_nothing();
         self.tasks.close();
         self.tasks.wait().await;

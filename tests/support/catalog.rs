@@ -20,7 +20,7 @@ pub(crate) struct Catalog {
 }
 
 impl Catalog {
-    /// Whether this service still has a catalogue: it goes when the example domain is removed.
+    /// Whether this service has a peer: `examples/catalog` may go.
     pub(crate) fn exists() -> bool {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/catalog").exists()
     }

@@ -3,7 +3,7 @@
 //! ```ignore
 //! let world = World::new().await;
 //! let service = world.service().set("lifecycle.drain_delay", "1s").ready().await;
-//! assert_eq!(service.get("/v1/products/SKU-1").await.status, 200);
+//! assert_eq!(service.get("/openapi.json").await.status, 200);
 //! assert_eq!(service.stop().await.code, Some(0));
 //! ```
 //!
