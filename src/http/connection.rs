@@ -355,7 +355,8 @@ impl Connection {
                 tokio::time::sleep(UNSENT_LOOK).await;
             }
         };
-        let _ = tokio::time::timeout(self.shared.limits.request_timeout, send).await;
+        // a client that takes nothing for so long is left to the kernel
+        let _ = tokio::time::timeout(self.shared.limits.header_timeout, send).await;
         let _ = SockRef::from(&*self.stream).shutdown(Shutdown::Write);
         let silence = if self.shared.draining.is_cancelled() { DRAINING_LINGER } else { LINGER };
         let discard = async {
