@@ -167,11 +167,12 @@ impl Connection {
                 End::HeadOverdue => return self.time_out_head().await,
             },
         };
-        if let Err(error) = ended {
-            self.note(&error);
-        }
         if self.traffic.activity() == Activity::Upgraded {
             self.ended.cancelled().await;
+        }
+        match ended {
+            Ok(()) => self.all_sent().await,
+            Err(error) => self.note(&error),
         }
         self.linger().await;
     }
@@ -206,8 +207,9 @@ impl Connection {
                 }
             }
         };
-        if let Err(error) = ended {
-            self.note(&error);
+        match ended {
+            Ok(()) => self.all_sent().await,
+            Err(error) => self.note(&error),
         }
         self.linger().await;
     }
@@ -347,16 +349,19 @@ impl Connection {
         self.linger().await;
     }
 
-    /// Ends a connection so that its peer can have all of it: waits until the kernel has sent what it holds, which ends
-    /// with the pod otherwise, says that nothing more comes, and discards what the peer still sends.
-    async fn linger(&self) {
+    /// Waits until the kernel has sent what it holds, which otherwise ends with the pod. Who takes nothing for too long is
+    /// waited for no more.
+    async fn all_sent(&self) {
         let send = async {
             while has_unsent(&self.stream) {
                 tokio::time::sleep(UNSENT_LOOK).await;
             }
         };
-        // a client that takes nothing for so long is left to the kernel
         let _ = tokio::time::timeout(self.shared.limits.header_timeout, send).await;
+    }
+
+    /// Says that nothing more comes, and reads and discards what the peer still sends, for a moment.
+    async fn linger(&self) {
         let _ = SockRef::from(&*self.stream).shutdown(Shutdown::Write);
         let silence = if self.shared.draining.is_cancelled() { DRAINING_LINGER } else { LINGER };
         let discard = async {
