@@ -174,13 +174,17 @@ impl WebSocket {
 
     /// Reads up to the Close frame and returns it, after this side's has been sent.
     pub(crate) async fn close(&mut self) -> Option<CloseFrame> {
-        while let Some(message) = self.message().await {
-            if let Message::Close(frame) = message {
-                let _ = self.inner.flush().await;
-                return frame;
+        // PINGs go on for ever, so the whole of it is bounded and not each message
+        bounded("a Close frame", PATIENCE, async {
+            while let Some(message) = self.message().await {
+                if let Message::Close(frame) = message {
+                    let _ = self.inner.flush().await;
+                    return frame;
+                }
             }
-        }
-        panic!("the connection ended without a Close frame");
+            panic!("the connection ended without a Close frame");
+        })
+        .await
     }
 
     async fn message(&mut self) -> Option<Message> {
