@@ -4,7 +4,7 @@
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use nix::sys::signal::SigSet;
@@ -97,8 +97,12 @@ impl Control {
             plan.run(lifecycle).await
         });
         main.shutdown_timeout(THREADS_TIMEOUT);
+        let passed = lifecycle.deadline().filter(|deadline| *deadline <= Instant::now());
+        if let Some(deadline) = passed {
+            deadline::report(lifecycle, deadline);
+        }
         let exit_code = match worst {
-            _ if lifecycle.is_past_deadline() => deadline::EXIT,
+            _ if passed.is_some() => deadline::EXIT,
             Outcome::Timeout => deadline::EXIT,
             Outcome::Failed => FAILURE,
             Outcome::Done if lifecycle.has_failed() => FAILURE,

@@ -3,7 +3,8 @@
 //! It is started at the first stop signal and shares nothing that could be wedged with the rest: no runtime, no lock
 //! that is held across an await. What it has to say is said by yet another thread, should saying it block.
 
-use std::time::Duration;
+use std::sync::Once;
+use std::time::{Duration, Instant};
 
 use super::{Kind, Lifecycle};
 
@@ -13,15 +14,24 @@ pub(super) const EXIT: u8 = 3;
 /// For the log's writer to put the last line out.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// Starts the clock.
-pub(super) fn start(lifecycle: Lifecycle, deadline: Duration) {
+/// Starts the clock, which runs out at `passes`, whenever this thread gets to run.
+pub(super) fn start(lifecycle: Lifecycle, passes: Instant) {
     spawn("deadline", move || {
-        std::thread::sleep(deadline);
-        exit(EXIT, move || {
-            let left = lifecycle.in_flight().list(&Kind::ALL).join("; ");
-            let step = lifecycle.0.steps.current();
-            tracing::error!(step, left, exit_code = EXIT, "deadline passed: abandoning what is left");
-        });
+        std::thread::sleep(passes.saturating_duration_since(Instant::now()));
+        exit(EXIT, move || report(&lifecycle, passes));
+    });
+}
+
+/// Says, once, that the deadline has passed, the step that was under way then and what is left now.
+///
+/// Both the thread above and the end of a stop that is late say it: where the whole machine stood still, either may
+/// come first.
+pub(super) fn report(lifecycle: &Lifecycle, passed: Instant) {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        let left = lifecycle.in_flight().list(&Kind::ALL).join("; ");
+        let step = lifecycle.0.steps.at(passed);
+        tracing::error!(step, left, exit_code = EXIT, "deadline passed");
     });
 }
 

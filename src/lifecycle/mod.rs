@@ -151,7 +151,7 @@ impl Lifecycle {
         let stop = Stop { at: Instant::now(), trigger, was_ready };
         if self.0.stop.set(stop).is_ok() {
             self.advance(Phase::Draining, Some(trigger));
-            deadline::start(self.clone(), self.0.settings.deadline);
+            deadline::start(self.clone(), stop.at + self.0.settings.deadline);
             self.0.stop_requested.cancel();
         }
     }
@@ -171,8 +171,9 @@ impl Lifecycle {
         self.0.stop.get().map(|stop| stop.at.elapsed())
     }
 
-    fn is_past_deadline(&self) -> bool {
-        self.stopping_for().is_some_and(|stopping| stopping >= self.0.settings.deadline)
+    /// When it has to be over, if the stop has begun.
+    fn deadline(&self) -> Option<Instant> {
+        self.0.stop.get().map(|stop| stop.at + self.0.settings.deadline)
     }
 
     /// Completes at the end of the drain delay, counted from the first trigger; at once where the service never was

@@ -151,8 +151,8 @@ impl Progress {
         self.lock().clone()
     }
 
-    /// The step that it is at: the first that has not ended.
-    pub(super) fn current(&self) -> Option<&'static str> {
-        self.lock().iter().find(|step| step.ended.is_none()).map(|step| step.step)
+    /// The step that was under way at `instant`: the last that had begun by then.
+    pub(super) fn at(&self, instant: Instant) -> Option<&'static str> {
+        self.lock().iter().rfind(|step| step.began.is_some_and(|began| began <= instant)).map(|step| step.step)
     }
 }
