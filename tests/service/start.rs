@@ -118,7 +118,9 @@ async fn names_the_taken_port(launch: Launch, setting: &str) {
 async fn sigterm_as_soon_as_it_can_be_handled_is_a_clean_exit() {
     let world = World::new().await;
     for _ in 0..10 {
-        let service = patient(world.service()).spawn();
+        // without a database it is not ready before the signal comes
+        let nowhere = world.database.url_at(free_address());
+        let service = patient(world.service()).set("database.url", nowhere).spawn();
         eventually("it handles SIGTERM", s(5), async || handles(service.pid(), Signal::TERM)).await;
         stops_at_once(&service).await;
     }
