@@ -23,9 +23,11 @@ use crate::lifecycle::{Kind, Workers};
 /// Answers of the catalogue that are its refusal, not its absence: so many, and the order is rejected.
 const MAX_REFUSALS: i32 = 5;
 
-/// Starts `worker.concurrency` of them.
+/// Starts `worker.concurrency` of them, or fewer: while the catalogue is slow each holds a connection, and the last one
+/// of the pool is left to requests.
 pub(super) fn start(orders: &Orders, config: &Config, workers: &Workers) {
-    for _ in 0..config.worker.concurrency {
+    let leaving_one = config.database.max_connections.saturating_sub(1).max(1);
+    for _ in 0..config.worker.concurrency.min(leaving_one as usize) {
         let (orders, poll_interval) = (orders.clone(), config.worker.poll_interval);
         // a job waits for the catalogue in the middle of its transaction
         let timeout = config.database.statement_timeout + config.catalog.timeout;

@@ -43,6 +43,17 @@ async fn jobs_run_at_once() {
 }
 
 #[tokio::test]
+async fn jobs_that_wait_for_the_catalogue_leave_a_connection_to_requests() {
+    let world = World::new().await;
+    let launch = world.service().set("database.max_connections", 2).set("worker.concurrency", 4);
+    let service = launch.set("catalog.timeout", "5s").set("database.acquire_timeout", "500ms").ready().await;
+    for _ in 0..4 {
+        let id = id(&order(&service, "SLOW-RESERVE-4000", 1).await);
+        assert_eq!(read(&service, &id).await["status"], "pending");
+    }
+}
+
+#[tokio::test]
 async fn an_order_waits_for_the_catalogue_and_is_confirmed_when_it_is_back() {
     let world = World::new().await;
     let service = world.service().set("readiness.catalog", "advisory").ready().await;
