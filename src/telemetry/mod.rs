@@ -25,6 +25,8 @@ pub enum TelemetryError {
     Filter(#[from] tracing_subscriber::filter::ParseError),
     #[error("OTEL_EXPORTER_OTLP_* cannot be used: {0}")]
     Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
+    #[error("{variable} is {given}: allowed is grpc, which a collector listens for on port 4317")]
+    Protocol { variable: String, given: String },
     #[error("a metrics recorder is installed already: {0}")]
     Metrics(#[from] metrics_exporter_prometheus::BuildError),
 }

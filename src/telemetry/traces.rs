@@ -5,14 +5,14 @@ use http::HeaderMap;
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_http::{HeaderExtractor, HeaderInjector};
+use opentelemetry_otlp::WithTonicConfig;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
+use tonic::transport::ClientTlsConfig;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::TelemetryError;
-
-const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
 
 /// Where spans come from and go to. Cloning shares it.
 #[derive(Debug, Clone)]
@@ -20,13 +20,19 @@ pub struct Traces(SdkTracerProvider);
 
 impl Traces {
     pub(super) fn from_env() -> Result<Self, TelemetryError> {
-        let wanted = ENDPOINTS.iter().any(|name| std::env::var(name).is_ok_and(|value| !value.is_empty()));
-        if !wanted {
+        let Some((_, endpoint)) = exporter_variable("ENDPOINT") else {
             // nobody reads ours, and whoever called may be traced all the same
             let passing_on = Sampler::ParentBased(Box::new(Sampler::AlwaysOff));
             return Ok(Self(SdkTracerProvider::builder().with_sampler(passing_on).build()));
+        };
+        if let Some((variable, given)) = exporter_variable("PROTOCOL").filter(|(_, given)| given != "grpc") {
+            return Err(TelemetryError::Protocol { variable, given });
         }
-        let exporter = opentelemetry_otlp::SpanExporter::builder().with_tonic().build()?;
+        let mut exporter = opentelemetry_otlp::SpanExporter::builder().with_tonic();
+        if endpoint.starts_with("https:") {
+            exporter = exporter.with_tls_config(ClientTlsConfig::new().with_native_roots());
+        }
+        let exporter = exporter.build()?;
         let mut resource = Resource::builder();
         if std::env::var_os("OTEL_SERVICE_NAME").is_none() {
             resource = resource.with_service_name(env!("CARGO_PKG_NAME"));
@@ -54,6 +60,15 @@ impl Traces {
             tracing::warn!(%error, "the last traces were not delivered");
         }
     }
+}
+
+/// A variable of the exporter's that is set, with its name: that for traces alone comes before that for everything.
+fn exporter_variable(name: &str) -> Option<(String, String)> {
+    ["OTEL_EXPORTER_OTLP_TRACES_", "OTEL_EXPORTER_OTLP_"].into_iter().find_map(|prefix| {
+        let variable = format!("{prefix}{name}");
+        let value = std::env::var(&variable).ok().filter(|value| !value.is_empty())?;
+        Some((variable, value))
+    })
 }
 
 /// Makes `span` part of the trace that the headers name, if they do.

@@ -1,13 +1,11 @@
 //! What is not to be seen from outside, and how a connection to the database is kept from being read.
 
-use std::{fs, path::Path, process::Command};
-
 use serde_json::json;
 
 use crate::{
     cluster::Cluster,
     order,
-    support::{Catalog, Launch, World, eventually, get, s},
+    support::{Authority, Catalog, Launch, World, eventually, get, s},
 };
 
 #[tokio::test]
@@ -50,27 +48,11 @@ async fn the_databases_password_is_nowhere_whether_it_is_right_or_wrong() {
     }
 }
 
-/// A certificate authority's certificate `ca.pem` in `folder`, and a key and a certificate of it for `localhost`.
-fn certificates(folder: &Path) -> bool {
-    let script = "openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=test-ca \
-                    -addext basicConstraints=critical,CA:TRUE &&
-                  openssl req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=localhost &&
-                  printf 'subjectAltName=DNS:localhost\\n' >names &&
-                  openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names \
-                    -out server.pem && chmod 644 *.pem";
-    let made = Command::new("sh").args(["-c", script]).current_dir(folder).output();
-    made.is_ok_and(|made| made.status.success())
-}
-
 #[tokio::test]
 async fn tls_with_a_private_authority_serves_and_without_it_does_not() {
-    let folder = tempfile::tempdir().expect("a folder");
-    if !certificates(folder.path()) {
-        eprintln!("skipped: openssl is not on this machine");
-        return;
-    }
+    let (Some(authority), Some(other)) = (Authority::new(), Authority::new()) else { return };
     let Some(mut cluster) = Cluster::start().await else { return };
-    cluster.encrypt(&folder.path().join("server.key"), &folder.path().join("server.pem")).await;
+    cluster.encrypt(&authority.key(), &authority.certificate()).await;
     let catalog = Catalog::start().await;
     let url = cluster.url().replace("127.0.0.1", "localhost");
     let launch = |url: String| {
@@ -79,8 +61,7 @@ async fn tls_with_a_private_authority_serves_and_without_it_does_not() {
         // a handshake takes a debug build its time
         launch.set("database.acquire_timeout", "9s")
     };
-    let authority = folder.path().join("ca.pem");
-    let verified = format!("{url}?sslmode=verify-full&sslrootcert={}", authority.display());
+    let verified = format!("{url}?sslmode=verify-full&sslrootcert={}", authority.root().display());
     let service = launch(verified.clone()).ready().await;
     order(&service, "SKU-1").await;
     let encrypted =
@@ -91,15 +72,9 @@ async fn tls_with_a_private_authority_serves_and_without_it_does_not() {
     assert!(encrypted);
 
     // the certificate is not for this name; nobody vouches for it
-    fs::write(folder.path().join("other.pem"), other_authority(folder.path())).expect("it is ours");
-    let other = format!("{url}?sslmode=verify-full&sslrootcert={}", folder.path().join("other.pem").display());
+    let other = format!("{url}?sslmode=verify-full&sslrootcert={}", other.root().display());
     for url in [verified.replace("localhost", "127.0.0.1"), other] {
         let service = launch(url.clone()).ready().await;
         assert_eq!(service.get("/v1/orders").await.status, 503, "{url}");
     }
-}
-
-fn other_authority(folder: &Path) -> Vec<u8> {
-    let words = "req -x509 -newkey rsa:2048 -nodes -keyout other.key -out /dev/stdout -days 2 -subj /CN=other-ca";
-    Command::new("openssl").args(words.split(' ')).current_dir(folder).output().expect("it is there").stdout
 }

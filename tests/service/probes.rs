@@ -3,7 +3,7 @@
 use crate::support::{Proxy, Raw, Service, Signal, World, always, bounded, eventually, ms, s};
 
 /// Waits until a check has this status and says this about it.
-async fn check_is(service: &Service, check: &str, status: &str, error: &str) {
+pub(crate) async fn check_is(service: &Service, check: &str, status: &str, error: &str) {
     let what = format!("{check} is {status} with {error:?}");
     let look = async || {
         let report = service.probe("/readyz").await.json();

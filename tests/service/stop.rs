@@ -139,19 +139,6 @@ async fn past_its_deadline_it_is_gone_and_has_said_what_was_left() {
 }
 
 #[tokio::test]
-async fn a_collector_of_traces_that_is_gone_does_not_hold_it_up() {
-    let world = World::new().await;
-    let collector = crate::support::free_address();
-    let launch = world.service().env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{collector}"));
-    let service = launch.ready().await;
-    service.get("/openapi.json").await;
-    let asked = Instant::now();
-    let exit = service.stop().await;
-    assert!(exit.code == Some(0) || exit.code == Some(3), "{exit:?}");
-    assert!(exit.at - asked < s(4), "{:?}", exit.at - asked);
-}
-
-#[tokio::test]
 async fn a_signal_that_is_not_about_stopping_changes_nothing() {
     let world = World::new().await;
     let service = world.serve().await;

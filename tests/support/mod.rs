@@ -14,6 +14,7 @@
 #![allow(dead_code, reason = "each test crate uses its own part")]
 #![allow(unused_imports, reason = "likewise")]
 
+mod authority;
 mod catalog;
 mod database;
 mod http;
@@ -35,6 +36,7 @@ use std::{
 };
 
 pub(crate) use self::{
+    authority::Authority,
     catalog::Catalog,
     database::Database,
     http::{Connection, Failure, Reply, With, get, post, request, send},
