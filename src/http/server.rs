@@ -71,7 +71,8 @@ pub struct Server {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) limits: Limits,
-    /// Cancelled by [`Server::drain`]: connections are to end as soon as nothing is under way on them.
+    /// Cancelled by [`Server::drain`], in phase `stopping` and not before: connections are to end as soon as nothing is
+    /// under way on them.
     pub(super) draining: CancellationToken,
     /// Cancelled when they are to end whatever is under way.
     pub(super) cut: CancellationToken,

@@ -108,7 +108,7 @@ impl Control {
             Outcome::Done if lifecycle.has_failed() => FAILURE,
             Outcome::Done => 0,
         };
-        let took = lifecycle.stopping_for().unwrap_or_default().as_secs_f64();
+        let took = lifecycle.since_stop().unwrap_or_default().as_secs_f64();
         tracing::info!(exit_code, took, "exit");
         ExitCode::from(exit_code)
     }
@@ -117,7 +117,7 @@ impl Control {
 /// Runs the start. It is dropped where the stop comes first, since it is background work.
 async fn begin<E: std::fmt::Display>(lifecycle: Lifecycle, start: impl Future<Output = Result<(), E>>) {
     match AssertUnwindSafe(start).catch_unwind().await {
-        Ok(Ok(())) => lifecycle.ready(),
+        Ok(Ok(())) => lifecycle.set_ready(),
         Ok(Err(error)) => {
             tracing::error!(error = format!("{error:#}"), "cannot start");
             lifecycle.stop(Trigger::Failure);

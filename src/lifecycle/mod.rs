@@ -140,7 +140,7 @@ impl Lifecycle {
     }
 
     /// Everything is up. Has no effect once the stop has begun.
-    pub fn ready(&self) {
+    pub fn set_ready(&self) {
         self.advance(Phase::Ready, None);
     }
 
@@ -167,7 +167,7 @@ impl Lifecycle {
     }
 
     /// How long ago the stop began, if it has.
-    pub fn stopping_for(&self) -> Option<Duration> {
+    pub fn since_stop(&self) -> Option<Duration> {
         self.0.stop.get().map(|stop| stop.at.elapsed())
     }
 
