@@ -1,14 +1,19 @@
 //! A child process: what it writes, how it ends, and that it does end.
 
 use std::{
-    io::{BufRead, BufReader, Read},
-    os::unix::process::ExitStatusExt,
+    fs::File,
+    io::Read,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::ExitStatusExt,
+    },
     process::{Child, ChildStdout, Command, Stdio},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::eventually;
@@ -54,7 +59,7 @@ pub(crate) struct Process {
     pid: Pid,
     /// When it was started.
     pub(crate) started: Instant,
-    lines: Arc<Mutex<Vec<Line>>>,
+    written: Arc<Mutex<Written>>,
     exit: Arc<OnceLock<Exit>>,
     waiter: Option<JoinHandle<()>>,
     /// Held open and never read, where the output is [`Output::Unread`].
@@ -70,18 +75,18 @@ impl Process {
         let stdout = child.stdout.take().expect("it is piped");
         let stderr = child.stderr.take().expect("it is piped");
 
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let mut readers = vec![read(stderr, true, &lines)];
+        let written = Arc::default();
+        let mut readers = vec![collect(stderr.into(), true, &written)];
         let mut unread = None;
         match output {
-            Output::Collected => readers.push(read(stdout, false, &lines)),
+            Output::Collected => readers.push(collect(stdout.into(), false, &written)),
             Output::Unread => unread = Some(stdout),
             Output::Closed => drop(stdout),
         }
         let pid = Pid::from_child(&child);
         let exit = Arc::new(OnceLock::new());
         let waiter = Some(wait(child, readers, Arc::clone(&exit)));
-        Self { name: name.to_owned(), pid, started, lines, exit, waiter, unread }
+        Self { name: name.to_owned(), pid, started, written, exit, waiter, unread }
     }
 
     /// Its process id.
@@ -106,15 +111,16 @@ impl Process {
         eventually(&format!("{} ends", self.name), within, async || self.ended()).await
     }
 
-    /// What it has written so far.
+    /// What it has written so far, to the last line.
     pub(crate) fn lines(&self) -> Vec<Line> {
-        locked(&self.lines).clone()
+        let mut written = locked(&self.written);
+        written.read();
+        written.lines.clone()
     }
 
     /// What it has written to one of its outputs so far, as one text.
     pub(crate) fn text(&self, stderr: bool) -> String {
-        let lines = locked(&self.lines);
-        let wanted = lines.iter().filter(|line| line.stderr == stderr);
+        let wanted = self.lines().into_iter().filter(|line| line.stderr == stderr);
         wanted.fold(String::new(), |text, line| text + &line.text + "\n")
     }
 
@@ -136,7 +142,7 @@ impl Drop for Process {
         }
         if thread::panicking() {
             println!("---- what {} ({}) wrote; {:?} ----", self.name, self.pid, self.ended());
-            for Line { at, stderr, text } in locked(&self.lines).iter() {
+            for Line { at, stderr, text } in &self.lines() {
                 let mark = if *stderr { '!' } else { '|' };
                 println!("{:>8.3} {mark} {text}", (*at - self.started).as_secs_f64());
             }
@@ -144,18 +150,66 @@ impl Drop for Process {
     }
 }
 
-/// A thread that collects lines: a test that is busy must not stop the service's pipe from being emptied.
-fn read(pipe: impl Read + Send + 'static, stderr: bool, lines: &Arc<Mutex<Vec<Line>>>) -> JoinHandle<()> {
-    let lines = Arc::clone(lines);
+/// What a process wrote. Its pipes are read by threads, for a test that is busy must not stop them from being emptied,
+/// and by whoever looks, so that what was written before the look is seen.
+#[derive(Debug, Default)]
+struct Written {
+    pipes: Vec<Pipe>,
+    lines: Vec<Line>,
+}
+
+#[derive(Debug)]
+struct Pipe {
+    end: Arc<File>,
+    stderr: bool,
+    /// A line whose end has not been read.
+    begun: Vec<u8>,
+    closed: bool,
+}
+
+impl Written {
+    /// Reads what is in the pipes, and waits for nothing.
+    fn read(&mut self) {
+        for pipe in &mut self.pipes {
+            while !pipe.closed && is_readable(&pipe.end, PollTimeout::ZERO) {
+                let mut bytes = [0; 8192];
+                let count = pipe.end.as_ref().read(&mut bytes).unwrap_or(0);
+                pipe.closed = count == 0;
+                pipe.begun.extend_from_slice(&bytes[..count]);
+                while let Some(end) = pipe.begun.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = pipe.begun.drain(..=end).collect();
+                    self.lines.push(Line::new(&line, pipe.stderr));
+                }
+            }
+            if pipe.closed && !pipe.begun.is_empty() {
+                self.lines.push(Line::new(&std::mem::take(&mut pipe.begun), pipe.stderr));
+            }
+        }
+    }
+}
+
+impl Line {
+    fn new(bytes: &[u8], stderr: bool) -> Self {
+        Self { at: Instant::now(), stderr, text: String::from_utf8_lossy(bytes).trim_end().to_owned() }
+    }
+}
+
+/// A thread that reads a pipe until the other end is closed.
+fn collect(pipe: OwnedFd, stderr: bool, written: &Arc<Mutex<Written>>) -> JoinHandle<()> {
+    let (end, written) = (Arc::new(File::from(pipe)), Arc::clone(written));
+    locked(&written).pipes.push(Pipe { end: Arc::clone(&end), stderr, begun: Vec::new(), closed: false });
     thread::spawn(move || {
-        let mut pipe = BufReader::new(pipe);
-        let mut line = Vec::new();
-        while pipe.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
-            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-            locked(&lines).push(Line { at: Instant::now(), stderr, text });
-            line.clear();
+        let is_closed = || locked(&written).pipes.iter().any(|pipe| pipe.stderr == stderr && pipe.closed);
+        while !is_closed() {
+            is_readable(&end, PollTimeout::NONE);
+            locked(&written).read();
         }
     })
+}
+
+/// Whether there is something to read, or the other end is closed; waits so long for it, or until a signal comes.
+fn is_readable(pipe: &File, within: PollTimeout) -> bool {
+    poll(&mut [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)], within).is_ok_and(|ready| ready > 0)
 }
 
 fn wait(mut child: Child, readers: Vec<JoinHandle<()>>, exit: Arc<OnceLock<Exit>>) -> JoinHandle<()> {
