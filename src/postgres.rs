@@ -142,8 +142,9 @@ impl Postgres {
             None if self.pool.is_closed() => return Err(sqlx::Error::PoolClosed.into()),
             None => self.options.connect().await?,
         };
-        let found = schema_version(&mut connection).await?;
-        *own = Some(connection);
+        let (found, read_only) = schema_version(&mut connection).await?;
+        // one that takes no writes may have been the primary once: the next check asks whoever is it now
+        *own = Some(connection).filter(|_| !read_only);
         let needed = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0);
         if found < needed { Err(Error::Schema { found, needed }) } else { Ok(()) }
     }
@@ -204,14 +205,14 @@ impl Drop for Lease {
     }
 }
 
-/// The newest migration applied; 0 where there is none.
-async fn schema_version(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+/// The newest migration applied, 0 where there is none; and whether the server takes no writes.
+async fn schema_version(connection: &mut PgConnection) -> Result<(i64, bool), sqlx::Error> {
     // sqlx's own table, which exists once a migration has run; so not one of the checked queries
-    let version = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success");
-    match version.fetch_one(connection).await {
-        Ok(version) => Ok(Option::unwrap_or(version, 0)),
-        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P01") => Ok(0),
-        Err(error) => Err(error),
+    let version = "SELECT coalesce(max(version), 0), current_setting('transaction_read_only')::bool
+                   FROM _sqlx_migrations WHERE success";
+    match sqlx::query_as(version).fetch_one(connection).await {
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P01") => Ok((0, false)),
+        found => found,
     }
 }
 

@@ -37,21 +37,58 @@ impl Cluster {
             eprintln!("skipped: PostgreSQL's programs are not on this machine (a container's server cannot be killed)");
             return None;
         };
+        let mut cluster = Self::new(programs);
+        cluster.make("initdb", &["-U", "postgres", "--auth=trust"]);
+        cluster.restart().await;
+        let migrated = Launch::new().args(["migrate"]).set("database.url", cluster.url()).run().await;
+        assert_eq!(migrated.code, Some(0), "{migrated:#?}");
+        Some(cluster)
+    }
+
+    fn new(programs: PathBuf) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let owner = owner();
         if let Some((user, group)) = owner {
             chown(folder.path(), Some(user), Some(group)).expect("root may");
         }
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).expect("it is ours");
-        let mut cluster = Self { programs, owner, folder, port: free_address().port(), encrypted: false, server: None };
-        let made =
-            cluster.program("initdb").args(["-D", "data", "-U", "postgres", "--auth=trust", "--no-sync"]).output();
-        let made = made.expect("initdb runs");
+        Self { programs, owner, folder, port: free_address().port(), encrypted: false, server: None }
+    }
+
+    /// Fills its folder.
+    fn make(&self, program: &str, arguments: &[&str]) {
+        let made = self.program(program).args(["-D", "data", "--no-sync"]).args(arguments).output();
+        let made = made.unwrap_or_else(|error| panic!("{program}: {error}"));
         assert!(made.status.success(), "{made:?}");
-        cluster.restart().await;
-        let migrated = Launch::new().args(["migrate"]).set("database.url", cluster.url()).run().await;
-        assert_eq!(migrated.code, Some(0), "{migrated:#?}");
-        Some(cluster)
+    }
+
+    /// A standby of it, which follows what it does.
+    pub(crate) async fn standby(&self) -> Self {
+        let mut standby = Self::new(self.programs.clone());
+        standby.make("pg_basebackup", &["-R", "-X", "stream", "-c", "fast", "-d", &self.url()]);
+        standby.restart().await;
+        standby
+    }
+
+    /// Hands over to a standby, as an operator does: writes nothing more, waits until the standby has all, promotes it.
+    pub(crate) async fn fail_over_to(&self, standby: &Self) {
+        let (mut old, mut new) = (self.connect().await, standby.connect().await);
+        let read_only = ["ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()"];
+        for sql in read_only {
+            sqlx::raw_sql(sql).execute(&mut old).await.expect("it is SQL");
+        }
+        eventually("the standby has all", s(20), async || {
+            let written = "SELECT CASE WHEN count(backend_xid) = 0 THEN pg_current_wal_lsn()::text END
+                           FROM pg_stat_activity";
+            let written: Option<String> = sqlx::query_scalar(written).fetch_one(&mut old).await.expect("it answers");
+            let replayed = "SELECT pg_last_wal_replay_lsn()::text";
+            let replayed: Option<String> = sqlx::query_scalar(replayed).fetch_one(&mut new).await.expect("it answers");
+            if written.is_some() && written == replayed { Ok(()) } else { Err((written, replayed)) }
+        })
+        .await;
+        let promoted: bool =
+            sqlx::query_scalar("SELECT pg_promote()").fetch_one(&mut new).await.expect("it is a standby");
+        assert!(promoted);
     }
 
     /// Its URL.
@@ -178,7 +215,9 @@ fn programs() -> Option<PathBuf> {
     let mut versions: Vec<_> = versions.map(|version| version.path().join("bin")).collect();
     versions.sort();
     let mut folders = env::split_paths(&path).chain(versions.into_iter().rev());
-    folders.find(|folder| folder.join("initdb").exists() && folder.join("postgres").exists())
+    let found = folders.find(|folder| folder.join("initdb").exists() && folder.join("postgres").exists())?;
+    // a link to one of them has the others beside what it leads to
+    Some(fs::canonicalize(found.join("initdb")).ok()?.parent()?.to_owned())
 }
 
 /// The first of the users that `scripts/with-postgres` would take, with its group.

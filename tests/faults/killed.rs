@@ -1,4 +1,4 @@
-//! PostgreSQL killed, frozen and cut off under load.
+//! PostgreSQL killed, frozen, cut off and failed over under load.
 
 use std::time::{Duration, Instant};
 
@@ -140,6 +140,34 @@ async fn postgres_blackholed_and_healed_serves_within_10_s() {
     load.only_503s(cut, BOUND);
     let accepted = load.stop().await;
     let mut connection = PgConnection::connect(&world.database.url()).await.expect("it answers");
+    nothing_is_lost(accepted, &mut connection).await;
+    every_place_of_the_pool_is_usable(&service, &mut connection).await;
+}
+
+#[tokio::test]
+async fn a_failover_to_a_standby_under_load_is_only_503s_and_no_connection_stays_with_the_old_primary() {
+    let Some(primary) = Cluster::start().await else { return };
+    let standby = primary.standby().await;
+    let catalog = Catalog::start().await;
+    let proxy = Proxy::before(primary.address());
+    let service = launch(Cluster::url_at(proxy.address.port()), &catalog).ready().await;
+    let load = Load::on(&service).await;
+    let begun = Instant::now();
+    eventually("it serves", s(10), async || load.serves(begun)).await;
+    let failed = Instant::now();
+    primary.fail_over_to(&standby).await;
+    proxy.redirect(standby.address());
+    is_whole(&service, &load, Instant::now(), s(5)).await;
+    load.only_503s(failed, BOUND);
+    let mut old = primary.connect().await;
+    let left = "SELECT count(*) FROM pg_stat_activity WHERE client_addr IS NOT NULL AND application_name = $1";
+    let none = async || {
+        let left = sqlx::query_scalar::<_, i64>(left).bind(env!("CARGO_PKG_NAME")).fetch_one(&mut old).await;
+        if left.as_ref().is_ok_and(|left| *left == 0) { Ok(()) } else { Err(left) }
+    };
+    eventually("nobody is left with the old primary", s(10), none).await;
+    let accepted = load.stop().await;
+    let mut connection = standby.connect().await;
     nothing_is_lost(accepted, &mut connection).await;
     every_place_of_the_pool_is_usable(&service, &mut connection).await;
 }

@@ -41,6 +41,7 @@ pub(crate) struct Proxy {
     /// Where it listens.
     pub(crate) address: SocketAddr,
     mode: watch::Sender<Mode>,
+    server: watch::Sender<(String, u16)>,
     task: JoinHandle<()>,
     accepted: Arc<AtomicUsize>,
     /// Bound and never listening: keeps the port ours while connections to it are refused.
@@ -53,15 +54,21 @@ impl Proxy {
         let port = bind(([127, 0, 0, 1], 0).into());
         let address = port.local_addr().ok().and_then(|address| address.as_socket()).expect("it is bound");
         let (mode, modes) = watch::channel(Mode::Pass(Duration::ZERO));
+        let (server, servers) = watch::channel(server);
         let listener = listen(address);
         let accepted = Arc::new(AtomicUsize::new(0));
-        let task = runtime().spawn(run(listener, address, server, modes, Arc::clone(&accepted)));
-        Self { address, mode, task, accepted, _port: port }
+        let task = runtime().spawn(run(listener, address, servers, modes, Arc::clone(&accepted)));
+        Self { address, mode, server, task, accepted, _port: port }
     }
 
     /// How many connections there have been.
     pub(crate) fn connections(&self) -> usize {
         self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Passes new connections on to another server; those that are open stay where they are.
+    pub(crate) fn redirect(&self, server: (String, u16)) {
+        self.server.send_replace(server);
     }
 
     /// Heals it. What a blackhole held back arrives.
@@ -123,7 +130,7 @@ fn listen(address: SocketAddr) -> TcpListener {
 async fn run(
     listener: TcpListener,
     address: SocketAddr,
-    server: (String, u16),
+    servers: watch::Receiver<(String, u16)>,
     mut modes: watch::Receiver<Mode>,
     count: Arc<AtomicUsize>,
 ) {
@@ -146,7 +153,7 @@ async fn run(
             changed = modes.changed() => if changed.is_err() { return },
             accepted = accept => if let Ok((client, _)) = accepted {
                 count.fetch_add(1, Ordering::Relaxed);
-                connections.spawn(connect(client, server.clone(), modes.clone()));
+                connections.spawn(connect(client, servers.borrow().clone(), modes.clone()));
             },
             Some(_) = connections.join_next() => {}
         }
