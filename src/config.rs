@@ -302,7 +302,7 @@ impl Lifecycle {
 impl Readiness {
     fn check(&self, check: &mut Check<'_>) {
         check.duration("readiness.interval", self.interval, Duration::from_millis(10)..=*MOMENT.end());
-        check.duration("readiness.timeout", self.timeout, Duration::from_millis(10)..=*MOMENT.end());
+        check.duration("readiness.timeout", self.timeout, PATIENCE);
         check.number("readiness.failures", self.failures as usize, 1..=1000);
     }
 }

@@ -45,9 +45,12 @@ const RETRY_SHARE: f32 = 0.2;
 const RETRIES_PER_SECOND: u32 = 10;
 const RETRIES_PER_CALL: usize = 3;
 
-/// Failures in a row before calls are refused on this side, and for how long: from the first to the last.
+/// Failures in a row before calls are refused on this side.
 const BREAKER_FAILURES: u32 = 10;
-const BREAKER_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+
+/// For how long: half of this to all of it at first, twice as long each time, up to the second. The library counts whole
+/// seconds, so that less than 2 s would be none.
+const BREAKER_PAUSE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(6));
 
 /// The peer. Cloning shares it.
 #[derive(Clone)]

@@ -5,9 +5,10 @@
 //! of something (sqlx issue 4349).
 
 use std::str::FromStr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::StatusCode;
 use sqlx::migrate::{MigrateError, Migrator};
@@ -50,6 +51,8 @@ pub struct Postgres {
     connect_timeout: Duration,
     /// The check's own, so that a busy pool is not an unready service.
     check: Arc<Mutex<Option<PgConnection>>>,
+    /// Connections older than this are used no more: the check has seen that the server takes no writes.
+    usable_since: Arc<RwLock<Instant>>,
     /// Connections on their way back to the pool.
     releases: TaskTracker,
 }
@@ -83,9 +86,15 @@ impl Postgres {
             ("statement_timeout", millis(settings.statement_timeout)),
             ("idle_in_transaction_session_timeout", millis(settings.statement_timeout.max(IDLE_IN_TRANSACTION))),
         ]);
+        let usable_since = Arc::new(RwLock::new(Instant::now()));
+        let since = Arc::clone(&usable_since);
         let pool = PgPoolOptions::new()
             .max_connections(settings.max_connections)
             .acquire_timeout(settings.acquire_timeout)
+            .before_acquire(move |_, connection| {
+                let since = *since.read().unwrap_or_else(PoisonError::into_inner);
+                std::future::ready(Ok(connection.age <= since.elapsed())).boxed()
+            })
             .connect_lazy_with(bounded);
         let (statement_timeout, connect_timeout) = (settings.statement_timeout, settings.acquire_timeout);
         Ok(Self {
@@ -94,6 +103,7 @@ impl Postgres {
             statement_timeout,
             connect_timeout,
             check: Arc::default(),
+            usable_since,
             releases: TaskTracker::new(),
         })
     }
@@ -143,8 +153,12 @@ impl Postgres {
             None => self.options.connect().await?,
         };
         let (found, read_only) = schema_version(&mut connection).await?;
-        // one that takes no writes may have been the primary once: the next check asks whoever is it now
-        *own = Some(connection).filter(|_| !read_only);
+        if read_only {
+            // it may have been the primary once: from now on whoever is it now is asked
+            *self.usable_since.write().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        } else {
+            *own = Some(connection);
+        }
         let needed = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0);
         if found < needed { Err(Error::Schema { found, needed }) } else { Ok(()) }
     }

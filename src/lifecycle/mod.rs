@@ -202,15 +202,14 @@ impl Lifecycle {
     }
 
     fn advance(&self, to: Phase, trigger: Option<Trigger>) {
-        let changed = self.0.phase.send_if_modified(|phase| {
+        self.0.phase.send_if_modified(|phase| {
             let forward = to > *phase;
             if forward {
                 *phase = to;
+                // here, so that the log has the phases in their order whichever threads they come from
+                tracing::info!(phase = to.name(), trigger = trigger.map(Trigger::name), "phase");
             }
             forward
         });
-        if changed {
-            tracing::info!(phase = to.name(), trigger = trigger.map(Trigger::name), "phase");
-        }
     }
 }

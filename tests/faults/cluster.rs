@@ -73,17 +73,26 @@ impl Cluster {
     /// Hands over to a standby, as an operator does: writes nothing more, waits until the standby has all, promotes it.
     pub(crate) async fn fail_over_to(&self, standby: &Self) {
         let (mut old, mut new) = (self.connect().await, standby.connect().await);
-        let read_only = ["ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()"];
-        for sql in read_only {
+        for sql in ["ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()"] {
             sqlx::raw_sql(sql).execute(&mut old).await.expect("it is SQL");
         }
+        let reloaded = async || {
+            let mut fresh = self.connect().await;
+            let on = "SELECT clock_timestamp()::text WHERE current_setting('default_transaction_read_only')::bool";
+            sqlx::query_scalar::<_, String>(on).fetch_optional(&mut fresh).await.expect("it answers")
+        };
+        let since = eventually("it is read-only", s(20), reloaded).await;
         eventually("the standby has all", s(20), async || {
-            let written = "SELECT CASE WHEN count(backend_xid) = 0 THEN pg_current_wal_lsn()::text END
-                           FROM pg_stat_activity";
-            let written: Option<String> = sqlx::query_scalar(written).fetch_one(&mut old).await.expect("it answers");
+            // what began before may still write
+            let written = "SELECT CASE WHEN count(*) = 0 THEN pg_current_wal_lsn()::text END FROM pg_stat_activity
+                           WHERE backend_type = 'client backend' AND xact_start <= $1::timestamptz";
+            let written = sqlx::query_scalar::<_, Option<String>>(written).bind(&since).fetch_one(&mut old).await;
             let replayed = "SELECT pg_last_wal_replay_lsn()::text";
-            let replayed: Option<String> = sqlx::query_scalar(replayed).fetch_one(&mut new).await.expect("it answers");
-            if written.is_some() && written == replayed { Ok(()) } else { Err((written, replayed)) }
+            let replayed = sqlx::query_scalar::<_, Option<String>>(replayed).fetch_one(&mut new).await;
+            match (written.expect("it answers"), replayed.expect("it answers")) {
+                (Some(written), Some(replayed)) if written == replayed => Ok(()),
+                other => Err(other),
+            }
         })
         .await;
         let promoted: bool =

@@ -144,6 +144,17 @@ async fn postgres_blackholed_and_healed_serves_within_10_s() {
     every_place_of_the_pool_is_usable(&service, &mut connection).await;
 }
 
+/// The service has no connection to it any more.
+async fn nobody_is_left_with(primary: &Cluster) {
+    let mut connection = primary.connect().await;
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE client_addr IS NOT NULL AND application_name = $1";
+    let none = async || {
+        let left = sqlx::query_scalar::<_, i64>(sql).bind(env!("CARGO_PKG_NAME")).fetch_one(&mut connection).await;
+        if left.as_ref().is_ok_and(|left| *left == 0) { Ok(()) } else { Err(left) }
+    };
+    eventually("nobody is left with the old primary", s(10), none).await;
+}
+
 #[tokio::test]
 async fn a_failover_to_a_standby_under_load_is_only_503s_and_no_connection_stays_with_the_old_primary() {
     let Some(primary) = Cluster::start().await else { return };
@@ -159,15 +170,31 @@ async fn a_failover_to_a_standby_under_load_is_only_503s_and_no_connection_stays
     proxy.redirect(standby.address());
     is_whole(&service, &load, Instant::now(), s(5)).await;
     load.only_503s(failed, BOUND);
-    let mut old = primary.connect().await;
-    let left = "SELECT count(*) FROM pg_stat_activity WHERE client_addr IS NOT NULL AND application_name = $1";
-    let none = async || {
-        let left = sqlx::query_scalar::<_, i64>(left).bind(env!("CARGO_PKG_NAME")).fetch_one(&mut old).await;
-        if left.as_ref().is_ok_and(|left| *left == 0) { Ok(()) } else { Err(left) }
-    };
-    eventually("nobody is left with the old primary", s(10), none).await;
+    nobody_is_left_with(&primary).await;
     let accepted = load.stop().await;
     let mut connection = standby.connect().await;
     nothing_is_lost(accepted, &mut connection).await;
     every_place_of_the_pool_is_usable(&service, &mut connection).await;
+}
+
+#[tokio::test]
+async fn a_failover_is_noticed_by_those_who_only_read() {
+    let Some(primary) = Cluster::start().await else { return };
+    let standby = primary.standby().await;
+    let catalog = Catalog::start().await;
+    let proxy = Proxy::before(primary.address());
+    let launch = launch(Cluster::url_at(proxy.address.port()), &catalog).set("worker.poll_interval", "1h");
+    let service = launch.ready().await;
+    assert_eq!(service.get("/v1/orders").await.status, 200);
+    primary.fail_over_to(&standby).await;
+    proxy.redirect(standby.address());
+    let reads = async {
+        loop {
+            assert_eq!(service.get("/v1/orders").await.status, 200);
+        }
+    };
+    tokio::select! {
+        () = nobody_is_left_with(&primary) => {}
+        () = reads => {}
+    }
 }

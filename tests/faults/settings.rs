@@ -24,7 +24,7 @@ const EXTREMES: [(&str, [&str; 2]); 34] = [
     ("lifecycle.max_tasks", ["100", "100000000"]),
     ("lifecycle.max_memory", ["16MiB", "1TiB"]),
     ("readiness.interval", ["10ms", "1h"]),
-    ("readiness.timeout", ["10ms", "1h"]),
+    ("readiness.timeout", ["100ms", "1h"]),
     ("readiness.failures", ["1", "1000"]),
     ("readiness.postgres", ["required", "advisory"]),
     ("readiness.catalog", ["required", "advisory"]),
