@@ -44,6 +44,7 @@ async fn by_way_of_a_pooler_in_transaction_mode_it_serves() {
     command.arg("pgbouncer.ini");
     let _pooler = Process::spawn("PgBouncer", command, Output::Collected);
     let launch = Launch::new().set("database.url", Cluster::url_at(port)).set("catalog.endpoint", catalog.endpoint());
+    let launch = launch.set("catalog.timeout", "9s").set("database.acquire_timeout", "9s");
     let service = launch.set("worker.poll_interval", "100ms").ready().await;
     // by more connections of the service's than the pooler has to the server
     let placed = join_all((0..50).map(|_| order(&service, "SKU-1"))).await;

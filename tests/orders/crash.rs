@@ -96,6 +96,7 @@ async fn a_reader_cut_off_by_a_crash_misses_nothing() {
     while let Ok(Some(event)) = events.try_next().await {
         seen.push(event);
     }
+    becomes(&service, &first, "confirmed").await;
     let second = id(&order(&service, "SKU-1", 1).await);
     let last = seen.last().expect("there is one").id.clone();
     let mut events = crate::Sse::open(service.http().await, "/v1/orders/events", Some(&last)).await;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::{
     all_events, becomes, id, order,
-    support::{Event, Proxy, Service, Sse, World, bounded, eventually, s},
+    support::{Event, Proxy, Service, Sse, World, bounded, eventually, ms, s},
     told,
 };
 
@@ -157,10 +157,10 @@ async fn a_reader_counts_while_it_is_there() {
 #[tokio::test]
 async fn a_stream_outlasts_the_time_that_a_request_may_take() {
     let world = World::new().await;
-    let service = world.service().set("http.request_timeout", "300ms").ready().await;
+    let service = world.service().set("http.request_timeout", "2s").ready().await;
     let mut events = from_now(&service).await;
-    let nothing = bounded("nothing", s(1), events.try_next());
-    let quiet = tokio::time::timeout(s(1) / 2, nothing).await;
+    let nothing = bounded("nothing", s(5), events.try_next());
+    let quiet = tokio::time::timeout(ms(2500), nothing).await;
     assert!(quiet.is_err(), "{quiet:?}");
     order(&service, "SKU-1", 1).await;
     assert_eq!(events.next().await.expect("it goes on").event, "pending");

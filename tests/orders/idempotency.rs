@@ -116,10 +116,12 @@ async fn a_key_that_is_none_is_400() {
 async fn a_crash_between_commit_and_answer_makes_no_second_order() {
     let world = World::new().await;
     let proxy = Proxy::before(world.database.address());
-    let crashing = world.service().set("database.url", world.database.url_at(proxy.address)).ready().await;
+    let launch = world.service().set("database.url", world.database.url_at(proxy.address));
+    let launch = launch.set("database.acquire_timeout", "30s").set("database.statement_timeout", "30s");
+    let crashing = launch.set("http.request_timeout", "60s").ready().await;
     let address = crashing.http().await;
     // For so long is on its way what the database says about the commit.
-    proxy.slow(ms(100));
+    proxy.slow(ms(500));
     let body = json!({ "sku": "SKU-1", "quantity": 2 });
     let request = post("/v1/orders", &body).with("idempotency-key", "key-1");
     let client = tokio::spawn(crate::support::send(address, request));

@@ -34,9 +34,9 @@ async fn replicas_share_the_work_and_do_none_of_it_twice() {
 #[tokio::test]
 async fn jobs_run_at_once() {
     let world = World::new().await;
-    let service = world.service().set("worker.concurrency", 3).ready().await;
+    let service = world.service().set("worker.concurrency", 3).set("catalog.timeout", "20s").ready().await;
     for _ in 0..3 {
-        order(&service, "SLOW-RESERVE-700", 1).await;
+        order(&service, "SLOW-RESERVE-10000", 1).await;
     }
     let running = async || service.metric("in_flight", &[("kind", "job")]).await == Some(3.0);
     eventually("three at once", s(5), running).await;
@@ -74,8 +74,8 @@ async fn a_job_that_fails_is_tried_again_until_it_works() {
 #[tokio::test]
 async fn a_job_whose_answer_came_too_late_is_not_reserved_twice() {
     let world = World::new().await;
-    let service = world.service().set("catalog.timeout", "300ms").ready().await;
-    let id = id(&order(&service, "SLOW-RESERVE-2000", 1).await);
+    let service = world.service().set("catalog.timeout", "1s").ready().await;
+    let id = id(&order(&service, "SLOW-RESERVE-3000", 1).await);
     becomes(&service, &id, "confirmed").await;
     assert!(world.catalog().reserved(&id) > 1, "it was asked again, for the same order");
     assert_eq!(told(&history(&service).await, &id), ["pending", "confirmed"]);
@@ -98,7 +98,7 @@ async fn orders_placed_while_the_catalogue_is_away_are_done_when_it_is_back() {
     let world = World::new().await;
     let service = world.service().set("worker.poll_interval", "3s").ready().await;
     let address = world.catalog().address.to_string();
-    let id = id(&order(&service, "SLOW-RESERVE-600", 1).await);
+    let id = id(&order(&service, "SLOW-RESERVE-2000", 1).await);
     eventually("it is being reserved", s(10), async || world.catalog().reserved(&id) == 1).await;
     world.catalog().kill().await;
     always("it is pending", ms(300), async || read(&service, &id).await["status"] == "pending").await;

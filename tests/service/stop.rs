@@ -44,12 +44,13 @@ async fn every_step_keeps_to_the_budget_that_the_settings_give_it() {
     let world = World::new().await;
     let service =
         world.service().set("lifecycle.drain_delay", "300ms").set("lifecycle.worker_timeout", "3s").ready().await;
+    let asked = Instant::now();
     service.stop().await;
     assert_eq!(service.step("drain_workers").budget, s(3));
     assert_eq!(service.step("drain_http").budget, s(5));
     assert_eq!(service.step("database_pool").budget, s(2));
-    let delay = service.step("drain_delay").took;
-    assert!((ms(290)..ms(600)).contains(&delay), "{delay:?}");
+    let delay = service.step("drain_delay").at - asked;
+    assert!((ms(300)..s(2)).contains(&delay), "{delay:?}");
 }
 
 #[tokio::test]
@@ -58,7 +59,7 @@ async fn no_backend_of_ours_is_left() {
     let service = world.serve().await;
     assert!(world.database.backends().await > 0, "it had some");
     assert_eq!(service.stop().await.code, Some(0));
-    eventually("its backends are gone", s(1), async || world.database.backends().await == 0).await;
+    eventually("its backends are gone", s(5), async || world.database.backends().await == 0).await;
 }
 
 #[tokio::test]
@@ -112,7 +113,7 @@ async fn a_second_signal_ends_it_at_once_with_that_signals_code() {
         service.signal(second);
         let exit = service.exit(s(5)).await;
         assert_eq!(exit.code, Some(code));
-        assert!(exit.at - asked < ms(500), "{:?}", exit.at - asked);
+        assert!(exit.at - asked < s(3), "{:?}", exit.at - asked);
     }
 }
 
@@ -125,12 +126,14 @@ async fn past_its_deadline_it_is_gone_and_has_said_what_was_left() {
     }
     let service = launch.ready().await;
     service.signal(Signal::TERM);
-    service.phase("draining").await;
+    eventually("the stop has begun", s(5), async || !service.steps().is_empty()).await;
+    // Answered by the thread that stops it: so it is at the delay now.
+    service.probe("/livez").await;
     // A machine that stands still for longer than the deadline: the process is not there to be looked at.
     service.signal(Signal::STOP);
     tokio::time::sleep(s(4)).await;
     service.signal(Signal::CONT);
-    let exit = service.exit(s(1)).await;
+    let exit = service.exit(s(5)).await;
     assert_eq!(exit.code, Some(3));
     // Whether the deadline's thread or the end of the stop is the first to run again, it is said, and said once.
     let said: Vec<Entry> = service.log().into_iter().filter(|line| line["message"] == "deadline passed").collect();

@@ -30,6 +30,7 @@ impl World {
             .set("database.url", self.database.url())
             .set("database.max_connections", 4)
             .set("readiness.interval", "200ms")
+            .set("catalog.timeout", "5s")
             .set("worker.poll_interval", "100ms")
             .set("lifecycle.drain_delay", "200ms")
             // Leaves room in the deadline for a test that wants a long delay.
