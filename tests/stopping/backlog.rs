@@ -1,12 +1,20 @@
 //! The end of the delay: whoever's connection the kernel has accepted, or whose request has reached the socket, is
 //! answered. Then new connections are refused.
 
-use std::{io::ErrorKind, net::SocketAddr};
+use std::{
+    io::ErrorKind,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
 
 use tokio::{net::TcpStream, time::timeout};
 
 use crate::{
-    CHEAP, drain, kept, patient, slow,
+    CHEAP, drain, first_fin, kept, patient, slow,
     support::{
         End, Raw, Service, Signal, eventually,
         http2::{Frame, Http2, kind},
@@ -15,19 +23,20 @@ use crate::{
     under_way, world,
 };
 
-/// Freezes a service that has a delay of 300 ms, lets `act` do what comes at the delay's very end, and thaws it when the
+/// Freezes a service that has a delay of 1.5 s, lets `act` do what comes at the delay's very end, and thaws it when the
 /// delay is over: for the service, all of that has happened at once.
 async fn at_the_end_of_the_delay<T>(service: &Service, act: impl Future<Output = T>) -> T {
     drain(service).await;
     service.signal(Signal::STOP);
+    assert!(service.steps().len() < 2, "the test is late: the delay is over");
     let acted = act.await;
-    tokio::time::sleep(ms(400)).await;
+    tokio::time::sleep(ms(1600)).await;
     service.signal(Signal::CONT);
     acted
 }
 
 async fn service(stage: &crate::Stage) -> Service {
-    stage.service().set("lifecycle.drain_delay", "300ms").ready().await
+    stage.service().set("lifecycle.drain_delay", "1500ms").ready().await
 }
 
 #[tokio::test]
@@ -100,12 +109,20 @@ async fn a_request_in_an_http_2_connections_socket_when_the_drain_begins_is_answ
 #[tokio::test]
 async fn a_request_on_its_way_when_the_listener_closes_is_answered() {
     let stage = world().await;
-    let service = service(&stage).await;
-    let mut client = kept(&service).await;
-    drain(&service).await;
-    eventually("it stops accepting", s(5), async || service.steps().len() >= 3).await;
-    client.get(CHEAP).await;
-    assert_eq!(client.reply().await.status, 200);
+    for _ in 0..5 {
+        let service = stage.serve().await;
+        let mut client = kept(&service).await;
+        let began = Instant::now();
+        drain(&service).await;
+        eventually("it stops accepting", s(5), async || service.steps().len() >= 3).await;
+        client.get(CHEAP).await;
+        let in_time = Instant::now() < first_fin(&service, began);
+        match client.try_reply().await {
+            Ok(reply) => return assert_eq!(reply.status, 200),
+            Err(end) => assert!(!in_time, "{end:?}"),
+        }
+    }
+    panic!("the test was late each time");
 }
 
 /// Connects and asks until it is refused; how often it was answered, or how it was let down.
@@ -143,19 +160,18 @@ async fn connections_that_race_the_close_are_answered_or_refused() {
     }
 }
 
-/// Asks on one connection for as long as it is kept, then on another; like [`knock`].
-async fn stay(address: SocketAddr) -> Result<usize, String> {
-    let mut answered = 0;
+/// Asks on one connection for as long as it is kept, then on another, until it is refused; like [`knock`].
+async fn stay(address: SocketAddr, answered: Arc<AtomicUsize>) -> Result<(), String> {
     loop {
         let mut raw = match timeout(s(5), TcpStream::connect(address)).await {
             Ok(Ok(stream)) => Raw::over(stream),
-            Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => return Ok(answered),
-            other => return Err(format!("after {answered}: {other:?}")),
+            Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => return Ok(()),
+            other => return Err(format!("after {answered:?}: {other:?}")),
         };
         loop {
             raw.get(CHEAP).await;
-            let reply = raw.try_reply().await.map_err(|end| format!("after {answered}: {end:?}"))?;
-            answered += 1;
+            let reply = raw.try_reply().await.map_err(|end| format!("after {answered:?}: {end:?}"))?;
+            answered.fetch_add(1, Ordering::Relaxed);
             if reply.header("connection") == "close" {
                 break;
             }
@@ -166,14 +182,15 @@ async fn stay(address: SocketAddr) -> Result<usize, String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_keep_their_connections_lose_no_request() {
     let stage = world().await;
-    let service = service(&stage).await;
+    let service = stage.serve().await;
     let address = service.http().await;
-    let staying: Vec<_> = (0..16).map(|_| tokio::spawn(stay(address))).collect();
-    tokio::time::sleep(ms(200)).await;
+    let counters: [Arc<AtomicUsize>; 16] = Default::default();
+    let staying = counters.each_ref().map(|answered| tokio::spawn(stay(address, Arc::clone(answered))));
+    let all = async || counters.iter().all(|answered| answered.load(Ordering::Relaxed) > 10);
+    eventually("each has been answered more than ten times", s(30), all).await;
     drain(&service).await;
     for client in staying {
-        let answered = client.await.expect("no panic");
-        assert!(answered.as_ref().is_ok_and(|answered| *answered > 10), "{answered:?}");
+        assert_eq!(client.await.expect("no panic"), Ok(()));
     }
     assert_eq!(service.exit(s(10)).await.code, Some(0));
 }

@@ -15,26 +15,30 @@ async fn strict(stage: &Stage) -> Service {
     launch.set("http.idle_timeout", "700ms").set("catalog.timeout", "20s").ready().await
 }
 
-/// Writes a byte every 50 ms until there is an answer; its status, and how long that took.
-async fn dribble(raw: &mut Raw, bytes: &str) -> (u16, std::time::Duration) {
-    let began = Instant::now();
+/// That half second has passed since then, and not the five or ten it would be by default.
+fn was_in_time(began: Instant) {
+    let took = began.elapsed();
+    assert!((ms(450)..s(4)).contains(&took), "{took:?}");
+}
+
+/// Writes a byte every 50 ms until there is an answer: its status.
+async fn dribble(raw: &mut Raw, bytes: &str) -> u16 {
     for byte in bytes.bytes().cycle() {
         raw.write([byte]).await;
         if tokio::time::timeout(ms(50), raw.stream.readable()).await.is_ok() {
             break;
         }
     }
-    let took = began.elapsed();
-    (raw.reply().await.status, took)
+    raw.reply().await.status
 }
 
 #[tokio::test]
 async fn a_first_byte_that_does_not_come_ends_the_connection() {
     let stage = world().await;
     let service = strict(&stage).await;
-    let (mut raw, began) = (Raw::connect(service.http().await).await, Instant::now());
+    let (began, mut raw) = (Instant::now(), Raw::connect(service.http().await).await);
     assert_eq!(raw.ends().await, End::Clean);
-    assert!((ms(450)..ms(1200)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    was_in_time(began);
     timed_out(&service, "first_byte").await;
 }
 
@@ -42,11 +46,11 @@ async fn a_first_byte_that_does_not_come_ends_the_connection() {
 async fn a_head_that_does_not_end_is_408() {
     let stage = world().await;
     let service = strict(&stage).await;
-    let (mut raw, began) = (Raw::connect(service.http().await).await, Instant::now());
+    let (began, mut raw) = (Instant::now(), Raw::connect(service.http().await).await);
     raw.write("GET / HTTP/1.1\r\nhost: te").await;
     let reply = raw.reply().await;
     assert_eq!((reply.status, reply.header("connection")), (408, "close"));
-    assert!((ms(450)..ms(1200)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    was_in_time(began);
     assert_eq!(raw.ends().await, End::Clean);
     timed_out(&service, "head").await;
 }
@@ -55,10 +59,9 @@ async fn a_head_that_does_not_end_is_408() {
 async fn a_byte_of_a_head_now_and_then_is_no_progress() {
     let stage = world().await;
     let service = strict(&stage).await;
-    let (status, took) =
-        dribble(&mut Raw::connect(service.http().await).await, "GET / HTTP/1.1\r\nx: yyyyyyyyyyyyy").await;
-    assert_eq!(status, 408);
-    assert!((ms(450)..ms(1200)).contains(&took), "{took:?}");
+    let (began, mut raw) = (Instant::now(), Raw::connect(service.http().await).await);
+    assert_eq!(dribble(&mut raw, "GET / HTTP/1.1\r\nx: yyyyyyyyyyyyy").await, 408);
+    was_in_time(began);
     timed_out(&service, "head").await;
 }
 
@@ -66,21 +69,21 @@ async fn a_byte_of_a_head_now_and_then_is_no_progress() {
 async fn a_byte_of_a_second_head_now_and_then_is_no_progress() {
     let stage = world().await;
     let service = strict(&stage).await;
-    let (status, took) = dribble(&mut kept(&service).await, "GET / HTTP/1.1\r\nx: yyyyyyyyyyyyyyy").await;
-    assert_eq!(status, 408);
-    assert!((ms(450)..ms(1200)).contains(&took), "{took:?}");
+    let (mut raw, began) = (kept(&service).await, Instant::now());
+    assert_eq!(dribble(&mut raw, "GET / HTTP/1.1\r\nx: yyyyyyyyyyyyyyy").await, 408);
+    was_in_time(began);
     timed_out(&service, "head").await;
 }
 
 #[tokio::test]
 async fn a_head_has_its_whole_time_however_late_its_first_byte_comes() {
     let stage = world().await;
-    let service = strict(&stage).await;
+    let service = stage.service().set("http.header_timeout", "3s").ready().await;
     let mut raw = Raw::connect(service.http().await).await;
-    tokio::time::sleep(ms(350)).await;
+    tokio::time::sleep(s(2)).await;
     // P may also be the beginning of HTTP/2.
     raw.write("P").await;
-    tokio::time::sleep(ms(300)).await;
+    tokio::time::sleep(s(2)).await;
     raw.write(&order("SKU-1")[1..]).await;
     assert_eq!(raw.reply().await.status, 201);
 }
@@ -113,10 +116,10 @@ async fn a_byte_of_a_body_now_and_then_is_no_progress() {
     let stage = world().await;
     let service = strict(&stage).await;
     let mut raw = Raw::connect(service.http().await).await;
+    let began = Instant::now();
     raw.write(post("/v1/orders", "content-length: 100000")).await;
-    let (status, took) = dribble(&mut raw, " ").await;
-    assert_eq!(status, 408);
-    assert!((ms(450)..ms(1200)).contains(&took), "{took:?}");
+    assert_eq!(dribble(&mut raw, " ").await, 408);
+    was_in_time(began);
     timed_out(&service, "body").await;
 }
 
@@ -135,9 +138,9 @@ async fn a_body_that_does_not_come_over_http_2_is_408() {
 async fn an_idle_connection_ends_with_fin() {
     let stage = world().await;
     let service = strict(&stage).await;
-    let (mut raw, began) = (kept(&service).await, Instant::now());
+    let (began, mut raw) = (Instant::now(), kept(&service).await);
     assert_eq!(raw.ends().await, End::Clean);
-    assert!((ms(650)..ms(1600)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert!((ms(650)..s(4)).contains(&began.elapsed()), "{:?}", began.elapsed());
     timed_out(&service, "idle").await;
 }
 
@@ -168,10 +171,10 @@ async fn idle_connections_cost_no_time() {
         connections.push(connection);
     }
     tokio::time::sleep(ms(500)).await;
-    let before = cpu_time(service.pid());
+    let (before, began) = (cpu_time(service.pid()), Instant::now());
     tokio::time::sleep(s(1)).await;
-    let used = cpu_time(service.pid()) - before;
-    assert!(used < ms(250), "{used:?} in a second");
+    let (used, passed) = (cpu_time(service.pid()) - before, began.elapsed());
+    assert!(used < passed / 4, "{used:?} in {passed:?}");
 }
 
 #[tokio::test]
@@ -185,12 +188,12 @@ async fn an_idle_connection_outlasts_a_load_balancers() {
 async fn an_answer_that_takes_too_long_is_504() {
     let stage = world().await;
     let service = strict(&stage).await;
-    let (mut raw, began) = (Raw::connect(service.http().await).await, Instant::now());
+    let (began, mut raw) = (Instant::now(), Raw::connect(service.http().await).await);
     raw.write(slow(5000)).await;
     let reply = raw.reply().await;
     assert_eq!(reply.status, 504);
     reply.problem();
-    assert!((ms(450)..ms(1200)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    was_in_time(began);
 }
 
 #[tokio::test]
@@ -201,7 +204,9 @@ async fn a_client_that_takes_no_bytes_of_its_answer_is_gone() {
     for _ in 0..3 {
         raw.get("/docs/swagger-ui-bundle.js").await;
     }
+    let began = Instant::now();
     timed_out(&service, "write").await;
+    assert!(began.elapsed() < s(8), "{:?}", began.elapsed());
 }
 
 #[tokio::test]

@@ -33,8 +33,8 @@ async fn serve(stage: &Stage) -> Service {
     stage.service().set("lifecycle.stall_threshold", "1s").ready().await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn it_answers_within_50_ms_at_p99_while_the_public_side_is_saturated() {
+/// Asks so often while 64 clients ask the public side for all they are worth: how long each took, in ascending order.
+async fn probes_under_load(count: usize) -> Vec<Duration> {
     let stage = alone().await;
     let service = serve(&stage).await;
     let (address, admin) = (service.http().await, service.admin().await);
@@ -49,16 +49,28 @@ async fn it_answers_within_50_ms_at_p99_while_the_public_side_is_saturated() {
     let probing = tokio::task::spawn_blocking(move || {
         let look = |_| {
             std::thread::sleep(ms(5));
-            probe(admin, "/livez")
+            let (status, took) = probe(admin, "/livez");
+            assert_eq!(status, 200);
+            took
         };
-        (0..400).map(look).collect::<Vec<_>>()
+        (0..count).map(look).collect::<Vec<_>>()
     });
     let mut probes = probing.await.expect("every probe is answered");
     load.iter().for_each(tokio::task::JoinHandle::abort);
-    probes.sort_unstable_by_key(|(_, took)| *took);
-    println!("p50 {:?}, p99 {:?}, worst {:?}", probes[199].1, probes[395].1, probes[399].1);
-    assert!(probes.iter().all(|(status, _)| *status == 200));
-    assert!(probes[395].1 < ms(50), "p99 {:?}", probes[395].1);
+    probes.sort_unstable();
+    probes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_answers_every_probe_while_the_public_side_is_saturated() {
+    probes_under_load(200).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_answers_within_50_ms_at_p99_while_the_public_side_is_saturated() {
+    let probes = probes_under_load(400).await;
+    println!("p50 {:?}, p99 {:?}, worst {:?}", probes[199], probes[395], probes[399]);
+    assert!(probes[395] < ms(50), "p99 {:?}", probes[395]);
 }
 
 #[tokio::test]
@@ -133,7 +145,7 @@ async fn with_every_worker_blocked_sigterm_ends_it_by_the_deadline_with_exit_cod
     let asked = Instant::now();
     let exit = service.stop().await;
     assert_eq!(exit.code, Some(3));
-    assert!(exit.at - asked < ms(3700), "{:?}", exit.at - asked);
+    assert!(exit.at - asked < ms(4200), "{:?}", exit.at - asked);
 }
 
 #[tokio::test]
@@ -157,14 +169,14 @@ async fn with_its_control_thread_stuck_it_is_gone_at_the_deadline_with_exit_code
         }"#,
     );
     let launch = brief(stage.service()).env("LD_PRELOAD", library).env("STUCK", stuck.display());
-    let service = launch.set("lifecycle.drain_delay", "500ms").ready().await;
+    let service = launch.set("lifecycle.deadline", "5s").set("lifecycle.drain_delay", "2500ms").ready().await;
     let asked = Instant::now();
     service.signal(Signal::TERM);
     service.phase("draining").await;
     std::fs::write(&stuck, "").expect("the folder is ours");
     let exit = service.exit(s(10)).await;
     assert_eq!(exit.code, Some(3));
-    assert!(exit.at - asked < ms(3700), "{:?}", exit.at - asked);
+    assert!(exit.at - asked < s(8), "{:?}", exit.at - asked);
 }
 
 /// A library that the loader puts before the system's own.
@@ -205,7 +217,7 @@ async fn a_hung_dns_lookup_which_is_a_blocking_task_of_a_minute_does_not_outlast
     let asked = Instant::now();
     let exit = service.stop().await;
     assert!([Some(0), Some(3)].contains(&exit.code), "{exit:?}");
-    assert!(exit.at - asked < ms(3700), "{:?}", exit.at - asked);
+    assert!(exit.at - asked < s(8), "{:?}", exit.at - asked);
 }
 
 #[tokio::test]
@@ -218,5 +230,5 @@ async fn a_dns_lookup_that_hangs_at_the_start_does_not_outlast_the_deadline() {
     let asked = Instant::now();
     let exit = service.stop().await;
     assert!([Some(0), Some(3)].contains(&exit.code), "{exit:?}");
-    assert!(exit.at - asked < ms(3700), "{:?}", exit.at - asked);
+    assert!(exit.at - asked < s(8), "{:?}", exit.at - asked);
 }

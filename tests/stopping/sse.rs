@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use serde_json::json;
+use tokio::sync::Notify;
 
 use crate::{
     drain, order,
     support::{
-        Connection, End, Event, Raw, Service, Sse,
+        Connection, End, Event, Raw, Service, Sse, bounded,
         http2::{Frame, Http2, kind},
         ms, s,
     },
@@ -26,6 +27,12 @@ async fn place_orders(service: &Service) -> usize {
     placed
 }
 
+/// Begins the stop when an order has been told.
+async fn drain_when(service: &Service, told: &Notify) {
+    bounded("an order is told", s(10), told.notified()).await;
+    drain(service).await;
+}
+
 #[tokio::test]
 async fn on_http_1_the_last_event_is_whole_and_the_last_chunk_is_sent() {
     let stage = world().await;
@@ -33,6 +40,7 @@ async fn on_http_1_the_last_event_is_whole_and_the_last_chunk_is_sent() {
     let mut raw = Raw::connect(service.http().await).await;
     raw.write(format!("GET {EVENTS} HTTP/1.1\r\nhost: test\r\nlast-event-id: 0\r\n\r\n")).await;
     assert_eq!(raw.head().await.status, 200);
+    let told = Notify::new();
     let reading = async {
         let mut text = Vec::new();
         loop {
@@ -40,12 +48,12 @@ async fn on_http_1_the_last_event_is_whole_and_the_last_chunk_is_sent() {
                 chunk if chunk.is_empty() => break text,
                 chunk => text.extend(chunk),
             }
+            if text.ends_with(b"}\n\n") {
+                told.notify_one();
+            }
         }
     };
-    let (text, placed, ()) = tokio::join!(reading, place_orders(&service), async {
-        tokio::time::sleep(ms(200)).await;
-        drain(&service).await;
-    });
+    let (text, placed, ()) = tokio::join!(reading, place_orders(&service), drain_when(&service, &told));
     let text = String::from_utf8(text).expect("it is text");
     assert!(text.ends_with("}\n\n") && placed > 0, "after {placed} orders: {text}");
     assert_eq!(raw.ends().await, End::Clean);
@@ -59,10 +67,16 @@ async fn on_http_2_the_last_event_is_whole_and_the_stream_is_ended() {
     let mut connection = Http2::connect(service.http().await, &[]).await;
     connection.get(1, EVENTS).await;
     connection.until(|frame| frame.kind == kind::HEADERS).await.expect("an answer");
-    let ((frames, end), placed, ()) = tokio::join!(connection.rest(), place_orders(&service), async {
-        tokio::time::sleep(ms(200)).await;
-        drain(&service).await;
-    });
+    let told = Notify::new();
+    let reading = async {
+        let is_event = |frame: &Frame| frame.kind == kind::DATA && frame.payload.ends_with(b"}\n\n");
+        let mut frames = vec![connection.until(is_event).await.expect("an event")];
+        told.notify_one();
+        let (rest, end) = connection.rest().await;
+        frames.extend(rest);
+        (frames, end)
+    };
+    let ((frames, end), placed, ()) = tokio::join!(reading, place_orders(&service), drain_when(&service, &told));
     let data: Vec<_> = frames.iter().filter(|frame| frame.kind == kind::DATA).collect();
     assert!(data.last().is_some_and(|frame| frame.ends_stream()), "{frames:?}");
     let text: Vec<u8> = data.iter().flat_map(|frame| frame.payload.clone()).collect();
@@ -85,7 +99,7 @@ async fn clients_are_told_to_come_back_at_once() {
 #[tokio::test]
 async fn a_stream_opened_during_the_delay_ends_as_well() {
     let stage = world().await;
-    let service = stage.service().set("lifecycle.drain_delay", "500ms").ready().await;
+    let service = stage.service().set("lifecycle.drain_delay", "2s").ready().await;
     drain(&service).await;
     let mut events = Sse::open(service.http().await, EVENTS, None).await;
     assert_eq!(events.next().await, None);
@@ -135,7 +149,7 @@ fn told_of_each(events: &[Event]) -> Vec<Vec<&str>> {
 #[tokio::test]
 async fn a_reader_on_a_connection_that_is_used_again_is_not_cut_short() {
     let stage = world().await;
-    let service = stage.serve().await;
+    let service = stage.service().set("lifecycle.drain_delay", "3s").ready().await;
     let mut connection = Connection::h1(service.http().await).await.expect("it accepts");
     connection.send(crate::support::get(crate::CHEAP)).await.expect("an answer");
     let mut events = Sse::open_on(connection, EVENTS, None).await;

@@ -87,13 +87,13 @@ async fn a_late_echo_is_heard() {
     let mut late = upgraded(&service).await;
     drain(&service).await;
     assert_eq!(close_code(&mut late).await, 1001);
-    tokio::time::sleep(ms(500)).await;
+    tokio::time::sleep(ms(200)).await;
     // Close 1001, masked with zeros.
     late.write([0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe9]).await;
     assert_eq!(late.rest().await.1, End::Clean);
     drop(late);
     let took = drained(&service).await;
-    assert!((ms(450)..ms(950)).contains(&took), "{took:?}");
+    assert!((ms(150)..ms(950)).contains(&took), "{took:?}");
 }
 
 #[tokio::test]
@@ -108,7 +108,7 @@ async fn a_client_that_talks_on_instead_of_echoing_holds_it_up_for_no_longer() {
         }
     };
     let (took, ()) = tokio::join!(drained(&service), talking);
-    assert!(took < ms(2700), "{took:?}");
+    assert!(took < ms(4500), "{took:?}");
 }
 
 #[tokio::test]
