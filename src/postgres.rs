@@ -49,12 +49,19 @@ pub struct Postgres {
     options: PgConnectOptions,
     statement_timeout: Duration,
     connect_timeout: Duration,
-    /// The check's own, so that a busy pool is not an unready service.
-    check: Arc<Mutex<Option<PgConnection>>>,
-    /// Connections older than this are used no more: the check has seen that the server takes no writes.
+    check: Arc<Mutex<Check>>,
+    /// Connections older than this are used no more: they may lead to a server that takes no writes.
     usable_since: Arc<RwLock<Instant>>,
     /// Connections on their way back to the pool.
     releases: TaskTracker,
+}
+
+#[derive(Debug, Default)]
+struct Check {
+    /// Its own, so that a busy pool is not an unready service.
+    connection: Option<PgConnection>,
+    /// Whether the server took no writes when it was last asked.
+    read_only: bool,
 }
 
 /// What went wrong with the database.
@@ -146,19 +153,19 @@ impl Postgres {
     /// # Errors
     /// Why not.
     pub async fn check(self) -> Result<(), Error> {
-        let mut own = self.check.lock().await;
-        let mut connection = match own.take() {
+        let mut check = self.check.lock().await;
+        let mut connection = match check.connection.take() {
             Some(connection) => connection,
             None if self.pool.is_closed() => return Err(sqlx::Error::PoolClosed.into()),
             None => self.options.connect().await?,
         };
         let (found, read_only) = schema_version(&mut connection).await?;
-        if read_only {
-            // it may have been the primary once: from now on whoever is it now is asked
+        if read_only || check.read_only {
+            // it may have been the primary once: until one that takes writes is found, nobody stays where he is
             *self.usable_since.write().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        } else {
-            *own = Some(connection);
         }
+        check.connection = Some(connection).filter(|_| !read_only);
+        check.read_only = read_only;
         let needed = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0);
         if found < needed { Err(Error::Schema { found, needed }) } else { Ok(()) }
     }
@@ -177,7 +184,7 @@ impl Postgres {
     /// Closes every connection. To be called when nobody needs one any more: from now on none is given out.
     pub async fn close(self) {
         let closed = self.pool.close();
-        if let Some(connection) = self.check.lock().await.take() {
+        if let Some(connection) = self.check.lock().await.connection.take() {
             let _ = connection.close().await;
         }
         closed.await;
