@@ -14,7 +14,7 @@ use crate::{
 
 const TIMEOUT: &str = "2s";
 /// Longer than that, by what a busy machine takes.
-const BOUND: Duration = s(6);
+const BOUND: Duration = ms(3500);
 
 /// An order is refused in time, and by whose fault; products are served from the cache, with their age.
 async fn answers_in_time(service: &Service) {

@@ -184,7 +184,7 @@ async fn connections_that_an_administrator_ends_are_replaced() {
             let reply = service.get("/v1/orders").await;
             assert!(matches!(reply.status, 200 | 503), "{reply:?}");
         }
-        eventually("it serves", s(5), async || place(&service, "SKU-1").await.status == 201).await;
+        eventually("it serves", s(2), async || place(&service, "SKU-1").await.status == 201).await;
         let checked = async || service.probe("/readyz").await.json()["checks"]["postgres"]["error"].is_null();
         eventually("the check has a new one too", s(5), checked).await;
     }

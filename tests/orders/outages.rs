@@ -110,7 +110,7 @@ async fn while_the_catalogue_is_down_it_is_503_and_no_order_is_written() {
     assert_eq!(reply.status, 503, "{reply:?}");
     assert!(reply.header("retry-after").parse::<u32>().is_ok(), "{reply:?}");
     reply.problem();
-    assert!(asked.elapsed() < s(4), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < s(3), "{:?}", asked.elapsed());
     assert_eq!(orders(&world).await, 0);
 }
 
@@ -122,7 +122,7 @@ async fn a_catalogue_that_is_too_slow_is_504_within_its_timeout_and_no_order_is_
     let reply = place(&service, "SLOW-20000", 1, None).await;
     assert_eq!(reply.status, 504, "{reply:?}");
     reply.problem();
-    assert!(asked.elapsed() < s(4), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < s(2), "{:?}", asked.elapsed());
     assert_eq!(orders(&world).await, 0);
 }
 
@@ -134,7 +134,7 @@ async fn a_catalogue_that_is_frozen_is_504_within_its_timeout() {
     let asked = Instant::now();
     let reply = place(&service, "SKU-1", 1, None).await;
     assert_eq!(reply.status, 504, "{reply:?}");
-    assert!(asked.elapsed() < s(4), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < s(2), "{:?}", asked.elapsed());
     world.catalog().signal(Signal::CONT);
     eventually("it takes orders again", s(5), async || place(&service, "SKU-1", 1, None).await.status == 201).await;
 }

@@ -114,7 +114,7 @@ async fn stop(migration: &crate::support::Service, signal: Signal) -> Option<i32
     migration.signal(signal);
     let exit = migration.exit(s(10)).await;
     let took = exit.at - asked;
-    assert!(took < s(3), "{took:?}");
+    assert!(took < s(1), "{took:?}");
     exit.code
 }
 

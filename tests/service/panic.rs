@@ -45,6 +45,6 @@ async fn one_in_a_worker_is_followed_by_a_new_beginning() {
         }
     });
     eventually("it begins a third time", s(5), async || BEGUN.load(Ordering::Relaxed) == 3).await;
-    tokio::time::timeout(s(5), workers.drain()).await.expect("it ends when it is told to");
+    tokio::time::timeout(s(1) / 2, workers.drain()).await.expect("it ends when it is told to");
     assert_eq!(BEGUN.load(Ordering::Relaxed), 3);
 }

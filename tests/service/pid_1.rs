@@ -51,6 +51,6 @@ async fn as_pid_1_it_hears_a_signal_from_the_first_instant() {
         // Before that the kernel would throw it away.
         eventually("it handles SIGTERM", s(5), async || crate::start::handles(child, Signal::TERM)).await;
         kill_process(child, Signal::TERM).expect("it runs");
-        assert_eq!(service.exit(s(10)).await.code, Some(0));
+        assert_eq!(service.exit(s(2)).await.code, Some(0));
     }
 }

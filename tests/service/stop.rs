@@ -49,8 +49,8 @@ async fn every_step_keeps_to_the_budget_that_the_settings_give_it() {
     assert_eq!(service.step("drain_workers").budget, s(3));
     assert_eq!(service.step("drain_http").budget, s(5));
     assert_eq!(service.step("database_pool").budget, s(2));
-    let delay = service.step("drain_delay").at - asked;
-    assert!((ms(300)..s(2)).contains(&delay), "{delay:?}");
+    let delay = service.step("drain_delay");
+    assert!(delay.at - asked >= ms(300) && delay.took < ms(600), "{delay:?}");
 }
 
 #[tokio::test]
@@ -59,7 +59,7 @@ async fn no_backend_of_ours_is_left() {
     let service = world.serve().await;
     assert!(world.database.backends().await > 0, "it had some");
     assert_eq!(service.stop().await.code, Some(0));
-    eventually("its backends are gone", s(5), async || world.database.backends().await == 0).await;
+    eventually("its backends are gone", s(1), async || world.database.backends().await == 0).await;
 }
 
 #[tokio::test]
@@ -113,7 +113,7 @@ async fn a_second_signal_ends_it_at_once_with_that_signals_code() {
         service.signal(second);
         let exit = service.exit(s(5)).await;
         assert_eq!(exit.code, Some(code));
-        assert!(exit.at - asked < s(3), "{:?}", exit.at - asked);
+        assert!(exit.at - asked < ms(500), "{:?}", exit.at - asked);
     }
 }
 

@@ -18,7 +18,7 @@ async fn strict(stage: &Stage) -> Service {
 /// That half second has passed since then, and not the five or ten it would be by default.
 fn was_in_time(began: Instant) {
     let took = began.elapsed();
-    assert!((ms(450)..s(4)).contains(&took), "{took:?}");
+    assert!((ms(450)..ms(1200)).contains(&took), "{took:?}");
 }
 
 /// Writes a byte every 50 ms until there is an answer: its status.
@@ -140,7 +140,7 @@ async fn an_idle_connection_ends_with_fin() {
     let service = strict(&stage).await;
     let (began, mut raw) = (Instant::now(), kept(&service).await);
     assert_eq!(raw.ends().await, End::Clean);
-    assert!((ms(650)..s(4)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert!((ms(650)..ms(1600)).contains(&began.elapsed()), "{:?}", began.elapsed());
     timed_out(&service, "idle").await;
 }
 

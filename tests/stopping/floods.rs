@@ -166,7 +166,7 @@ async fn slow_readers_of_events_are_dropped_with_a_reason_and_never_buffered_wit
     counted(&service, "http_server_timeouts_total", &[("bound", "write")], 20.0).await;
     is_unharmed(&service, before, 48).await;
     let none = async || service.metric("in_flight", &[("kind", "sse")]).await == Some(0.0);
-    eventually("they are gone", s(10), none).await;
+    eventually("they are gone", s(3), none).await;
     assert!(service.text(false).contains("takes no bytes"), "the log says why");
 }
 
@@ -198,6 +198,6 @@ async fn a_slow_reader_of_a_websocket_is_dropped() {
         .await;
     timed_out(&service, "write").await;
     is_unharmed(&service, before, 32).await;
-    eventually("it is gone", s(10), async || service.metric("in_flight", &[("kind", "websocket")]).await == Some(0.0))
+    eventually("it is gone", s(3), async || service.metric("in_flight", &[("kind", "websocket")]).await == Some(0.0))
         .await;
 }
