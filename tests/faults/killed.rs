@@ -34,6 +34,15 @@ fn launch(url: String, catalog: &Catalog) -> Launch {
         .set("catalog.timeout", "2500ms")
 }
 
+/// Such a service, which its clients are served by and go on asking.
+async fn under_load(url: String, catalog: &Catalog) -> (Service, Load) {
+    let service = launch(url, catalog).ready().await;
+    let load = Load::on(&service).await;
+    let begun = Instant::now();
+    eventually("it serves", s(10), async || load.serves(begun)).await;
+    (service, load)
+}
+
 /// Everything is as it was: same process, ready, and the pool can be used to its last connection.
 async fn is_whole(service: &Service, load: &Load, since: Instant, within: Duration) {
     let left = within.saturating_sub(since.elapsed());
@@ -64,7 +73,8 @@ async fn every_place_of_the_pool_is_usable(service: &Service, connection: &mut P
 }
 
 /// Every order that was accepted is there, and has come to one end.
-async fn nothing_is_lost(accepted: usize, connection: &mut PgConnection) {
+async fn nothing_is_lost(load: Load, connection: &mut PgConnection) {
+    let accepted = load.stop().await;
     let sql = "SELECT count(*) FILTER (WHERE status = 'pending'), count(*) FROM orders";
     let settled = async || {
         let counts: (i64, i64) = sqlx::query_as(sql).fetch_one(&mut *connection).await.expect("it answers");
@@ -84,10 +94,7 @@ async fn stays_alive(service: &Service, during: Duration) {
 async fn postgres_killed_under_load_is_only_503s_and_serves_within_5_s_of_its_return() {
     let Some(mut cluster) = Cluster::start().await else { return };
     let catalog = Catalog::start().await;
-    let service = launch(cluster.url(), &catalog).ready().await;
-    let load = Load::on(&service).await;
-    let begun = Instant::now();
-    eventually("it serves", s(10), async || load.serves(begun)).await;
+    let (service, load) = under_load(cluster.url(), &catalog).await;
     for _ in 0..2 {
         let killed = Instant::now();
         cluster.kill().await;
@@ -97,9 +104,8 @@ async fn postgres_killed_under_load_is_only_503s_and_serves_within_5_s_of_its_re
         is_whole(&service, &load, Instant::now(), s(5)).await;
         load.only_503s(killed, BOUND);
     }
-    let accepted = load.stop().await;
     let mut connection = cluster.connect().await;
-    nothing_is_lost(accepted, &mut connection).await;
+    nothing_is_lost(load, &mut connection).await;
     every_place_of_the_pool_is_usable(&service, &mut connection).await;
 }
 
@@ -107,10 +113,7 @@ async fn postgres_killed_under_load_is_only_503s_and_serves_within_5_s_of_its_re
 async fn postgres_frozen_under_load_is_only_503s_and_every_connection_is_usable_afterwards() {
     let Some(cluster) = Cluster::start().await else { return };
     let catalog = Catalog::start().await;
-    let service = launch(cluster.url(), &catalog).ready().await;
-    let load = Load::on(&service).await;
-    let begun = Instant::now();
-    eventually("it serves", s(10), async || load.serves(begun)).await;
+    let (service, load) = under_load(cluster.url(), &catalog).await;
     let frozen = Instant::now();
     cluster.freeze();
     stays_alive(&service, s(8)).await;
@@ -118,9 +121,8 @@ async fn postgres_frozen_under_load_is_only_503s_and_every_connection_is_usable_
     cluster.thaw();
     is_whole(&service, &load, Instant::now(), s(5)).await;
     load.only_503s(frozen, BOUND);
-    let accepted = load.stop().await;
     let mut connection = cluster.connect().await;
-    nothing_is_lost(accepted, &mut connection).await;
+    nothing_is_lost(load, &mut connection).await;
     every_place_of_the_pool_is_usable(&service, &mut connection).await;
 }
 
@@ -128,19 +130,15 @@ async fn postgres_frozen_under_load_is_only_503s_and_every_connection_is_usable_
 async fn postgres_blackholed_and_healed_serves_within_10_s() {
     let world = crate::support::World::new().await;
     let proxy = Proxy::before(world.database.address());
-    let service = launch(world.database.url_at(proxy.address), world.catalog()).ready().await;
-    let load = Load::on(&service).await;
-    let begun = Instant::now();
-    eventually("it serves", s(10), async || load.serves(begun)).await;
+    let (service, load) = under_load(world.database.url_at(proxy.address), world.catalog()).await;
     let cut = Instant::now();
     proxy.blackhole();
     stays_alive(&service, s(5)).await;
     proxy.pass();
     is_whole(&service, &load, Instant::now(), s(10)).await;
     load.only_503s(cut, BOUND);
-    let accepted = load.stop().await;
     let mut connection = PgConnection::connect(&world.database.url()).await.expect("it answers");
-    nothing_is_lost(accepted, &mut connection).await;
+    nothing_is_lost(load, &mut connection).await;
     every_place_of_the_pool_is_usable(&service, &mut connection).await;
 }
 
@@ -161,19 +159,15 @@ async fn a_failover_to_a_standby_under_load_is_only_503s_and_no_connection_stays
     let standby = primary.standby().await;
     let catalog = Catalog::start().await;
     let proxy = Proxy::before(primary.address());
-    let service = launch(Cluster::url_at(proxy.address.port()), &catalog).ready().await;
-    let load = Load::on(&service).await;
-    let begun = Instant::now();
-    eventually("it serves", s(10), async || load.serves(begun)).await;
+    let (service, load) = under_load(Cluster::url_at(proxy.address.port()), &catalog).await;
     let failed = Instant::now();
     primary.fail_over_to(&standby).await;
     proxy.redirect(standby.address());
     is_whole(&service, &load, Instant::now(), s(5)).await;
     load.only_503s(failed, BOUND);
     nobody_is_left_with(&primary).await;
-    let accepted = load.stop().await;
     let mut connection = standby.connect().await;
-    nothing_is_lost(accepted, &mut connection).await;
+    nothing_is_lost(load, &mut connection).await;
     every_place_of_the_pool_is_usable(&service, &mut connection).await;
 }
 
