@@ -11,8 +11,8 @@ use axum::Router;
 use axum::routing::get;
 use criterion::{Criterion, criterion_group, criterion_main};
 use service::config::Config;
-use service::http::{Limits, Middleware, Server};
 use service::lifecycle::Lifecycle;
+use service::server::{Limits, Middleware, Server};
 use tokio::runtime::Runtime;
 
 const REQUEST: &[u8] = b"GET /hello HTTP/1.1\r\nhost: bench\r\n\r\n";

@@ -12,10 +12,10 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::admin::{self, Admin};
 use crate::config::Config;
 use crate::grpc::Peer;
-use crate::http::{self, Limits, Middleware, Server};
 use crate::lifecycle::{Control, Lifecycle, Plan, Workers};
 use crate::orders::Orders;
 use crate::postgres::Postgres;
+use crate::server::{self, Limits, Middleware, Server};
 use crate::telemetry::Telemetry;
 
 /// For a step that waits for nobody.
@@ -37,7 +37,7 @@ pub fn serve(config: &Config, control: Control, telemetry: &Telemetry) -> anyhow
 
 /// The contract of the public API.
 pub fn openapi() -> OpenApi {
-    http::docs::openapi([
+    server::docs::openapi([
         // every resource's
         Orders::api().into_openapi(),
     ])
@@ -75,7 +75,7 @@ fn compose(
     let orders = Orders::new(&postgres, &catalog, lifecycle.in_flight(), http.drain_signal());
     orders.start(config, lifecycle, &workers);
     let api = api.merge(Orders::api().with_state(orders));
-    let router = Middleware::new(&config.http, lifecycle).around(http::docs::documented(api));
+    let router = Middleware::new(&config.http, lifecycle).around(server::docs::documented(api));
 
     let metrics = telemetry.metrics();
     lifecycle.background(metrics.clone().upkeep());

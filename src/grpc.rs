@@ -28,7 +28,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tower::retry::budget::{Budget, TpsBudget};
 
 use crate::config;
-use crate::http::Problem;
+use crate::server::Problem;
 use crate::telemetry::{chain, traces};
 
 /// Between two look-ups of the peer's name.

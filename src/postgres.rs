@@ -19,7 +19,7 @@ use tokio::sync::Mutex;
 use tokio_util::task::TaskTracker;
 
 use crate::config;
-use crate::http::Problem;
+use crate::server::Problem;
 use crate::telemetry::chain;
 
 static MIGRATOR: Migrator = sqlx::migrate!();

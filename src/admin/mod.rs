@@ -15,8 +15,8 @@ use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use serde::Serialize;
 
-use crate::http::Problem;
 use crate::lifecycle::{CheckReport, Lifecycle, Phase, Trigger, Vitals};
+use crate::server::Problem;
 use crate::telemetry::metrics::Metrics;
 
 /// Connections at once; a kubelet and a Prometheus need a handful.

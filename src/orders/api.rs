@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::Orders;
 use super::order::{Order, Status};
-use crate::http::{Deadline, Json, Path, Problem, Query};
+use crate::server::{Deadline, Json, Path, Problem, Query};
 
 const QUANTITY: std::ops::RangeInclusive<i32> = 1..=1000;
 const SKU_LENGTH: std::ops::RangeInclusive<usize> = 1..=64;

@@ -25,9 +25,9 @@ use utoipa::IntoParams;
 
 use super::Orders;
 use super::order::{Order, Status};
-use crate::http::{self as server, Problem, Query};
 use crate::lifecycle::Kind;
 use crate::postgres::{Error, Postgres};
+use crate::server::{self, Problem, Query};
 
 /// How soon the events of another replica are seen; this one's own are at once.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);

@@ -25,9 +25,9 @@ use utoipa_axum::routes;
 
 use crate::config::Config;
 use crate::grpc::Peer;
-use crate::http::Drain;
 use crate::lifecycle::{InFlight, Lifecycle, Workers};
 use crate::postgres::Postgres;
+use crate::server::Drain;
 use catalog::Catalog;
 use feed::Feed;
 use products::Products;

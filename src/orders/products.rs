@@ -16,8 +16,8 @@ use utoipa::ToSchema;
 use super::Orders;
 use super::catalog::{Catalog, v1};
 use crate::config::{self, Policy};
-use crate::http::{Json, Path, Problem};
 use crate::lifecycle::Lifecycle;
+use crate::server::{Json, Path, Problem};
 
 /// After a reading that failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);

@@ -6,8 +6,8 @@ use axum::{Router, body::Body, routing::get};
 use hyper::{Request, StatusCode};
 use service::{
     config::Config,
-    http::Middleware,
     lifecycle::{Lifecycle, Workers},
+    server::Middleware,
 };
 use tower::ServiceExt;
 

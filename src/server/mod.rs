@@ -3,7 +3,7 @@
 //!
 //! | file | is about |
 //! |---|---|
-//! | `server` | listening, accepting, and the three stages of the stop |
+//! | `listener` | listening, accepting, and the three stages of the stop |
 //! | `connection` | one connection from its first byte to its last |
 //! | `wire` | the TCP stream as hyper sees it, and what it tells of the requests on it |
 //! | `middleware` | what every request passes: id, log, metrics, admission, timeout |
@@ -17,14 +17,14 @@ mod body;
 mod connection;
 pub mod docs;
 mod extract;
+mod listener;
 mod middleware;
 mod problem;
-mod server;
 mod streams;
 mod wire;
 
 pub use extract::{Json, Path, Query};
+pub use listener::{BindError, Limits, Server};
 pub use middleware::{Deadline, Middleware};
 pub use problem::{FieldError, Problem};
-pub use server::{BindError, Limits, Server};
 pub use streams::{Drain, sse, websocket};

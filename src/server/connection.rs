@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::body::{Answer, Counted};
-use super::server::Shared;
+use super::listener::Shared;
 use super::wire::{Activity, Traffic, Wire, has_unread, has_unsent};
 
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
