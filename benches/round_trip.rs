@@ -12,7 +12,7 @@ use axum::routing::get;
 use criterion::{Criterion, criterion_group, criterion_main};
 use service::config::Config;
 use service::lifecycle::Lifecycle;
-use service::server::{Limits, Middleware, Server};
+use service::server::{Port, Server};
 use tokio::runtime::Runtime;
 
 const REQUEST: &[u8] = b"GET /hello HTTP/1.1\r\nhost: bench\r\n\r\n";
@@ -27,9 +27,8 @@ fn ours() -> SocketAddr {
     let env = env.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let config = Config::from_env(env.into_iter()).expect("the settings are valid");
     let lifecycle = Lifecycle::new(&config.lifecycle, &config.readiness);
-    let server =
-        Server::bind("http", config.http.address, Limits::from(&config.http), &lifecycle).expect("a free port");
-    server.serve(Middleware::new(&config.http, &lifecycle).around(router())).expect("a free file descriptor");
+    let server = Server::bind(Port::Public, &config, &lifecycle).expect("a free port");
+    server.serve(router()).expect("a free file descriptor");
     server.address()
 }
 

@@ -9,13 +9,13 @@ use tokio::runtime::{Handle, Runtime};
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::admin::{self, Admin};
+use crate::admin::Admin;
 use crate::config::Config;
 use crate::grpc::Peer;
 use crate::lifecycle::{Control, Lifecycle, Plan, Workers};
 use crate::orders::Orders;
 use crate::postgres::Postgres;
-use crate::server::{self, Limits, Middleware, Server};
+use crate::server::{self, Port, Server};
 use crate::telemetry::Telemetry;
 
 /// For a step that waits for nobody.
@@ -53,9 +53,8 @@ fn compose(
     main: &Handle,
 ) -> anyhow::Result<(impl Future<Output = anyhow::Result<()>> + Send + use<>, Plan)> {
     // the two ports: admin answers from here on, the public one only when all that follows is ready
-    let http = Server::bind("http", config.http.address, Limits::from(&config.http), lifecycle)?;
-    let limits = Limits { max_connections: admin::MAX_CONNECTIONS, ..Limits::from(&config.http) };
-    let admin = Server::bind("admin", config.admin.address, limits, lifecycle)?;
+    let http = Server::bind(Port::Public, config, lifecycle)?;
+    let admin = Server::bind(Port::Admin, config, lifecycle)?;
 
     // what the service depends on, each connected when first used
     let postgres = Postgres::new(&config.database)?;
@@ -72,10 +71,10 @@ fn compose(
     // what it does: each resource begins its work in the background and adds its routes
     let workers = Workers::default();
     let api = OpenApiRouter::new();
-    let orders = Orders::new(&postgres, &catalog, lifecycle.in_flight(), http.drain_signal());
+    let orders = Orders::new(&postgres, &catalog, lifecycle.in_flight());
     orders.start(config, lifecycle, &workers);
     let api = api.merge(Orders::api().with_state(orders));
-    let router = Middleware::new(&config.http, lifecycle).around(server::docs::documented(api));
+    let router = server::docs::documented(api);
 
     let metrics = telemetry.metrics();
     lifecycle.background(metrics.clone().upkeep());
@@ -104,7 +103,7 @@ fn compose(
         .step("drain_delay", budget.drain_delay, lifecycle.clone().drain_delay())
         .step("stop_accepting", AT_ONCE, http.clone().stop_accepting())
         .step("drain_http", budget.drain_timeout, http.clone().drain())
-        .or_cut(move || http.cut())
+        .or_cut(move || http.abort())
         .step("drain_workers", budget.worker_timeout, workers.clone().drain())
         .or_cut(move || workers.cut())
         .step("grpc_channel", budget.grpc_timeout, catalog.close())

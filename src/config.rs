@@ -59,6 +59,12 @@ pub struct Http {
     /// The largest request body.
     #[serde(deserialize_with = "size")]
     pub body_limit: ByteSize,
+    /// Bytes of requests' heads and bodies that are held at once.
+    #[serde(skip, default = "max_buffered")]
+    pub max_buffered: ByteSize,
+    /// After it a connection's client is told to make a new one.
+    #[serde(skip)]
+    pub max_connection_age: Option<Duration>,
     /// Connections open at once.
     pub max_connections: usize,
     /// Requests at once.
@@ -375,4 +381,8 @@ impl Check<'_> {
             self.fault(setting, text(value), format!("{} to {}", text(*allowed.start()), text(*allowed.end())));
         }
     }
+}
+
+fn max_buffered() -> ByteSize {
+    ByteSize::mib(32)
 }

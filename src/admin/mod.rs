@@ -4,11 +4,10 @@
 mod status;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{ConnectInfo, State};
+use axum::extract::State;
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use http::StatusCode;
@@ -16,11 +15,8 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use serde::Serialize;
 
 use crate::lifecycle::{CheckReport, Lifecycle, Phase, Trigger, Vitals};
-use crate::server::Problem;
+use crate::server::{Connection, Problem};
 use crate::telemetry::metrics::Metrics;
-
-/// Connections at once; a kubelet and a Prometheus need a handful.
-pub const MAX_CONNECTIONS: usize = 256;
 
 /// What the port shows.
 #[derive(Clone)]
@@ -100,8 +96,8 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
 }
 
 /// Begins the stop. For the pod's own preStop hook alone: whoever else can reach the port cannot stop the service.
-async fn drain(State(admin): State<Admin>, ConnectInfo(peer): ConnectInfo<SocketAddr>) -> Result<Response, Problem> {
-    if !peer.ip().to_canonical().is_loopback() {
+async fn drain(State(admin): State<Admin>, connection: Connection) -> Result<Response, Problem> {
+    if !connection.peer().ip().to_canonical().is_loopback() {
         return Err(Problem::new(StatusCode::FORBIDDEN, "only a process on the same host may drain this one"));
     }
     admin.lifecycle.stop(Trigger::PreStop);

@@ -1,10 +1,15 @@
-//! What is under way right now: counted by kind for metrics and drains, named for the log when it has to be cut.
+//! What is under way right now: counted by kind for metrics and drains, named for the log if it has to be aborted.
 
-use std::collections::HashMap;
+use std::fmt::{self, Debug, Display, Formatter};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use slab::Slab;
 use tokio::sync::Notify;
+
+/// Parts of the register, so that the threads which serve do not wait for one another.
+const SHARDS: usize = 16;
 
 /// What kind of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,52 +44,52 @@ pub struct InFlight(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    register: Mutex<Register>,
+    shards: [Mutex<Slab<Entry>>; SHARDS],
+    /// Whether anybody waits for work to end: only then is there somebody to notify.
+    awaited: AtomicBool,
     left: Notify,
 }
 
-#[derive(Debug, Default)]
-struct Register {
-    next: u64,
-    entries: HashMap<u64, Entry>,
-}
-
-#[derive(Debug)]
 struct Entry {
     kind: Kind,
-    what: String,
+    what: Box<dyn Display + Send>,
     since: Instant,
 }
 
 impl InFlight {
     /// Registers work until the guard is dropped. `what` is for people: `GET /v1/things/{id} from 10.0.0.7:4711`.
-    pub fn enter(&self, kind: Kind, what: String) -> Guard {
-        let mut register = self.lock();
-        let id = register.next;
-        register.next += 1;
-        register.entries.insert(id, Entry { kind, what, since: Instant::now() });
-        drop(register);
-        Guard { id, all: self.clone() }
+    pub fn enter(&self, kind: Kind, what: impl Display + Send + 'static) -> Guard {
+        let shard = own_shard();
+        let key = self.lock(shard).insert(Entry { kind, what: Box::new(what), since: Instant::now() });
+        Guard { shard, key, all: self.clone() }
     }
 
     /// How much of a kind is under way.
     pub fn count(&self, kind: Kind) -> usize {
-        self.lock().entries.values().filter(|entry| entry.kind == kind).count()
+        let of_kind = |shard| self.lock(shard).iter().filter(|(_, entry)| entry.kind == kind).count();
+        (0..SHARDS).map(of_kind).sum()
     }
 
     /// What is under way of these kinds, oldest first, each as `kind what for 1.234s`.
     pub fn list(&self, kinds: &[Kind]) -> Vec<String> {
-        let register = self.lock();
-        let mut entries: Vec<_> = register.entries.values().filter(|entry| kinds.contains(&entry.kind)).collect();
-        entries.sort_by_key(|entry| entry.since);
-        let line = |entry: &&Entry| format!("{} {} for {:.3?}", entry.kind.name(), entry.what, entry.since.elapsed());
-        entries.iter().map(line).collect()
+        let mut lines = Vec::new();
+        for shard in 0..SHARDS {
+            for (_, Entry { kind, what, since }) in
+                self.lock(shard).iter().filter(|(_, entry)| kinds.contains(&entry.kind))
+            {
+                lines.push((*since, format!("{} {what} for {:.3?}", kind.name(), since.elapsed())));
+            }
+        }
+        lines.sort();
+        lines.into_iter().map(|(_, line)| line).collect()
     }
 
     /// Completes when nothing of these kinds is under way.
     pub async fn none_of(&self, kinds: &[Kind]) {
         loop {
             let left = self.0.left.notified();
+            // before the count: work that ends after it will notify
+            self.0.awaited.store(true, Ordering::SeqCst);
             if kinds.iter().all(|kind| self.count(*kind) == 0) {
                 return;
             }
@@ -92,8 +97,21 @@ impl InFlight {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Register> {
-        self.0.register.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self, shard: usize) -> MutexGuard<'_, Slab<Entry>> {
+        self.0.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The part of the register that the current thread uses.
+fn own_shard() -> usize {
+    static THREADS: AtomicUsize = AtomicUsize::new(0);
+    thread_local!(static SHARD: usize = THREADS.fetch_add(1, Ordering::Relaxed) % SHARDS);
+    SHARD.with(|shard| *shard)
+}
+
+impl Debug for Entry {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind.name(), self.what)
     }
 }
 
@@ -101,14 +119,15 @@ impl InFlight {
 #[must_use = "the work counts as under way only while the guard lives"]
 #[derive(Debug)]
 pub struct Guard {
-    id: u64,
+    shard: usize,
+    key: usize,
     all: InFlight,
 }
 
 impl Guard {
     /// A request has turned out to be a stream.
     pub fn turn_into(&self, kind: Kind) {
-        if let Some(entry) = self.all.lock().entries.get_mut(&self.id) {
+        if let Some(entry) = self.all.lock(self.shard).get_mut(self.key) {
             entry.kind = kind;
         }
     }
@@ -116,7 +135,11 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.all.lock().entries.remove(&self.id);
-        self.all.0.left.notify_waiters();
+        let entry = self.all.lock(self.shard).try_remove(self.key);
+        // outside of the lock
+        drop(entry);
+        if self.all.0.awaited.load(Ordering::SeqCst) {
+            self.all.0.left.notify_waiters();
+        }
     }
 }

@@ -166,6 +166,11 @@ impl Lifecycle {
         self.0.stop_requested.cancelled().await;
     }
 
+    /// Cancelled when the stop begins, before [`Lifecycle::stop`] returns.
+    pub fn stop_token(&self) -> &CancellationToken {
+        &self.0.stop_requested
+    }
+
     /// How long ago the stop began, if it has.
     pub fn since_stop(&self) -> Option<Duration> {
         self.0.stop.get().map(|stop| stop.at.elapsed())

@@ -76,6 +76,11 @@ impl Liveness {
         memory::is_short(self.resident_memory.load(Ordering::Relaxed), self.memory_limit)
     }
 
+    /// Bytes at which the kernel kills the process, if its container has a limit.
+    pub fn memory_limit(&self) -> Option<u64> {
+        self.memory_limit
+    }
+
     /// The vital signs, and what is wrong with them.
     pub fn vitals(&self) -> Vitals {
         let tasks = self.tasks.load(Ordering::Relaxed);

@@ -1,6 +1,5 @@
 //! Orders: create one, read one, page through them. The SQL stands beside the handler that needs it.
 
-use axum::Extension;
 use axum::extract::{FromRequestParts, State};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
@@ -85,7 +84,7 @@ impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
 )]
 pub(super) async fn create(
     State(orders): State<Orders>,
-    Extension(deadline): Extension<Deadline>,
+    deadline: Deadline,
     IdempotencyKey(key): IdempotencyKey,
     Json(new): Json<NewOrder>,
 ) -> Result<Response, Problem> {

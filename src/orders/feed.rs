@@ -6,15 +6,13 @@
 //! where it was too slow for the follower; so neither holds more than a page.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use axum::extract::State;
 use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::{ConnectInfo, State};
 use axum::response::Response;
-use axum::response::sse;
 use futures_util::{FutureExt, Stream, StreamExt, stream};
 use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -27,7 +25,7 @@ use super::Orders;
 use super::order::{Order, Status};
 use crate::lifecycle::Kind;
 use crate::postgres::{Error, Postgres};
-use crate::server::{self, Problem, Query};
+use crate::server::{self, Connection, Problem, Query};
 
 /// How soon the events of another replica are seen; this one's own are at once.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -221,7 +219,11 @@ async fn after_id(connection: &mut PgConnection, after: i64) -> Result<Vec<Event
         (status = 400, description = "Last-Event-ID is not the id of an event"),
     )
 )]
-pub(super) async fn events(State(orders): State<Orders>, headers: HeaderMap) -> Result<Response, Problem> {
+pub(super) async fn events(
+    State(orders): State<Orders>,
+    connection: Connection,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     let after = match headers.get("last-event-id") {
         None => None,
         Some(id) => {
@@ -231,9 +233,10 @@ pub(super) async fn events(State(orders): State<Orders>, headers: HeaderMap) -> 
     };
     let events = orders.feed.stream(after).await?.filter_map(async |event| {
         let status = event.order.status.name();
-        sse::Event::default().event(status).id(event.event_id.to_string()).json_data(&event.order).ok()
+        let data = serde_json::to_string(&event.order).ok()?;
+        Some(bytes::Bytes::from(format!("event: {status}\nid: {}\ndata: {data}\n\n", event.event_id)))
     });
-    Ok(server::sse(&orders.drain, events))
+    Ok(server::sse(&connection, events))
 }
 
 /// From where to listen.
@@ -254,11 +257,12 @@ pub(super) struct After {
 )]
 pub(super) async fn websocket(
     State(orders): State<Orders>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    connection: Connection,
     Query(After { after }): Query<After>,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, Problem> {
-    let messages = orders.feed.stream(after).await?.filter_map(async |event| serde_json::to_string(&*event).ok());
-    let guard = orders.in_flight.enter(Kind::WebSocket, format!("GET /v1/orders/ws from {peer}"));
-    Ok(server::websocket(upgrade, &orders.drain, guard, messages))
+    let messages =
+        orders.feed.stream(after).await?.filter_map(async |event| serde_json::to_string(&*event).ok().map(Into::into));
+    let guard = orders.in_flight.enter(Kind::WebSocket, format!("GET /v1/orders/ws from {}", connection.peer()));
+    Ok(server::websocket(upgrade, &connection, guard, messages))
 }

@@ -27,7 +27,6 @@ use crate::config::Config;
 use crate::grpc::Peer;
 use crate::lifecycle::{InFlight, Lifecycle, Workers};
 use crate::postgres::Postgres;
-use crate::server::Drain;
 use catalog::Catalog;
 use feed::Feed;
 use products::Products;
@@ -40,14 +39,13 @@ pub struct Orders {
     products: Products,
     feed: Feed,
     in_flight: InFlight,
-    drain: Drain,
     /// An order has come in: the worker need not wait for its next look.
     arrived: Arc<Notify>,
 }
 
 impl Orders {
     /// Ready to be started.
-    pub fn new(postgres: &Postgres, peer: &Peer, in_flight: &InFlight, drain: Drain) -> Self {
+    pub fn new(postgres: &Postgres, peer: &Peer, in_flight: &InFlight) -> Self {
         let catalog = Catalog::new(peer);
         Self {
             feed: Feed::new(postgres),
@@ -55,7 +53,6 @@ impl Orders {
             catalog,
             postgres: postgres.clone(),
             in_flight: in_flight.clone(),
-            drain,
             arrived: Arc::default(),
         }
     }

@@ -1,76 +1,74 @@
-//! Response bodies that hold something until their last byte has been handed over, or nobody wants it any more.
+//! The bodies of a request and of its answer.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::Body;
-use bytes::Bytes;
-use http_body::{Frame, SizeHint};
+use bytes::{Bytes, BytesMut};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
 
-use super::wire::Traffic;
+use super::connection::Begun;
+use super::limits::{NoRoom, PIECE, Room};
+use super::request::Exchange;
 
-/// Bytes of an answer that hyper is given at a time.
-const PIECE: usize = 16 * 1024;
-
-/// A body and a guard.
-pub(super) struct Guarded<Guard> {
-    body: Body,
-    _guard: Guard,
+/// A request's body cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub(super) enum ReadError {
+    #[error("the body is larger than this service takes")]
+    TooLarge,
+    #[error("this instance holds as many bytes as it may; try again in a moment")]
+    NoRoom,
+    #[error("the body could not be read")]
+    Broken,
 }
 
-impl<Guard> Guarded<Guard> {
-    pub(super) fn new(body: Body, guard: Guard) -> Self {
-        Self { body, _guard: guard }
-    }
-}
-
-impl<Guard: Unpin> http_body::Body for Guarded<Guard> {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+impl From<NoRoom> for ReadError {
+    fn from(_: NoRoom) -> Self {
+        Self::NoRoom
     }
 }
 
-/// A request that is under way on its connection until this is dropped.
-pub(super) struct Counted(pub(super) Arc<Traffic>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.answered();
+/// Reads all of a body, in one piece however it comes: hyper keeps a buffer of 8 KiB alive for each frame that is kept.
+pub(super) async fn read(mut body: Incoming, limit: usize, room: &mut Room) -> Result<Bytes, ReadError> {
+    if body.size_hint().lower() > limit as u64 {
+        return Err(ReadError::TooLarge);
     }
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        // trailers are passed over
+        let Ok(data) = frame.map_err(|_| ReadError::Broken)?.into_data() else { continue };
+        if whole.len() + data.len() > limit {
+            return Err(ReadError::TooLarge);
+        }
+        room.grow(data.len())?;
+        whole.extend_from_slice(&data);
+    }
+    Ok(whole.freeze())
 }
 
-/// A response's body. It ends when hyper has taken the last of it; what it holds, above all the register's guard, is
-/// held until that has also been written: a request is under way for as long as the kernel has not taken its answer.
-/// It is given in pieces, for hyper takes a piece whole, however little of it the client does.
+/// An answer's body, and what is to be held until its last byte is written: the request is under way as long.
+#[derive(Debug)]
 pub(super) struct Answer {
     number: u64,
     body: Body,
     /// Of the body's last frame, what hyper has not been given.
     rest: Bytes,
-    counted: Counted,
+    exchange: Option<Exchange>,
+    begun: Begun,
 }
 
 impl Answer {
-    pub(super) fn new(body: Body, counted: Counted) -> Self {
-        Self { number: counted.0.begin_answer(), body, rest: Bytes::new(), counted }
+    pub(super) fn new(body: Body, exchange: Option<Exchange>, begun: Begun) -> Self {
+        Self { number: begun.begin_answer(), body, rest: Bytes::new(), exchange, begun }
     }
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        self.counted.0.hold_until_flushed(self.number, std::mem::take(&mut self.body));
+        self.begun.answered(self.number, self.exchange.take());
     }
 }
 
@@ -90,7 +88,7 @@ impl http_body::Body for Answer {
         {
             this.rest = data.split_off(PIECE);
         }
-        this.counted.0.asked(this.number, frame.is_ready());
+        this.begun.offer(this.number, frame.is_ready());
         frame
     }
 

@@ -1,373 +1,535 @@
-//! One connection, from its first byte to its last.
-//!
-//! hyper parses and writes; this file bounds how long a peer may take for its first byte, a head and between requests,
-//! and decides when a connection may be closed without losing what the peer has already sent.
+//! One connection, from its first byte to its last: what its wire, its requests and the server know of it.
 
-use std::convert::Infallible;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr};
-use std::pin::pin;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use axum::Router;
-use axum::body::Body;
-use axum::extract::ConnectInfo;
-use axum::response::Response;
-use http::header::{CONNECTION, TRANSFER_ENCODING};
-use http::{HeaderValue, StatusCode, Version};
+use http::header::TRANSFER_ENCODING;
 use http_body::Body as _;
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::SockRef;
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
 
-use super::body::{Answer, Counted};
+use super::framing::{Chunks, HeadEnd};
+use super::limits::{
+    CLOSING_LINGER, HEAD_BUFFER, LAST_MOMENT, LINGER, Limits, NoRoom, READ, Room, UNSENT, UNSENT_LOOK, USER_TIMEOUT,
+};
 use super::listener::Shared;
-use super::wire::{Activity, Traffic, Wire, has_unread, has_unsent};
+use super::request::Exchange;
+use super::wire::{TIMED_OUT, Wire};
+use super::{http1, http2};
 
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// How long after the listener closed an idle connection still waits for a request that is on its way.
-const LAST_MOMENT: Duration = Duration::from_millis(250);
+/// A connection. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct Connection(Arc<Inner>);
 
-/// Between two looks at a connection that is to end as soon as it is idle.
-const DRAINING_LOOK: Duration = Duration::from_millis(10);
-
-/// Between two looks at whether the kernel has sent all of a last answer.
-const UNSENT_LOOK: Duration = Duration::from_millis(10);
-
-/// How long a connection that was closed in order is still read, so that the kernel does not answer a late byte with
-/// RST, which would take the answer from the peer's own buffer (RFC 9112, section 9.6).
-const LINGER: Duration = Duration::from_secs(1);
-
-/// The silence that ends it while the service drains: a round trip within a region, and nobody is waited for longer who has had an answer.
-const DRAINING_LINGER: Duration = Duration::from_millis(200);
-
-const HTTP2_STREAMS: u32 = 200;
-const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
-const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(5);
-const MAX_HEAD: usize = 64 * 1024;
-
-/// Bytes of an answer that the kernel may hold unsent.
-const UNSENT: u32 = 128 * 1024;
-
-/// Why an HTTP/1 connection should end.
-enum End {
-    Idle,
-    HeadOverdue,
+#[derive(Debug)]
+struct Inner {
+    stream: TcpStream,
+    peer: SocketAddr,
+    local: SocketAddr,
+    server: Arc<Shared>,
+    stages: Stages,
+    state: Mutex<State>,
+    /// The wire is gone; an upgrade takes it elsewhere.
+    gone: Notify,
 }
 
-/// A connection that was accepted.
-pub(super) struct Connection {
-    stream: Arc<TcpStream>,
-    peer: SocketAddr,
-    traffic: Arc<Traffic>,
-    shared: Arc<Shared>,
-    router: Router,
-    /// Cancelled when the wire is gone.
-    ended: CancellationToken,
-    /// Its place among `max_connections`; none for those taken from the backlog at the very end.
-    _place: Option<OwnedSemaphorePermit>,
+/// How a connection is told to end, each a stage further.
+#[derive(Debug)]
+pub(super) struct Stages {
+    /// Its client is to be told to leave: the stop has begun, or it has been open for `http.max_connection_age`.
+    pub(super) leave: CancellationToken,
+    /// It is to close when nothing is under way: phase `stopping`, or to make room for another.
+    pub(super) close: CancellationToken,
+    /// It ends whatever is under way.
+    pub(super) abort: CancellationToken,
+}
+
+impl Stages {
+    /// Those of one connection, which end with the server's.
+    fn child(&self) -> Self {
+        let Self { leave, close, abort } = self;
+        Self { leave: leave.child_token(), close: close.child_token(), abort: abort.child_token() }
+    }
+}
+
+/// What is under way on a connection.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) phase: Phase,
+    /// Since when it is in that phase; on HTTP/2, since when the number of streams is what it is.
+    since: Instant,
+    /// When the peer was last heard.
+    heard: Instant,
+    /// Bytes of the next request, read with the last of this one.
+    pub(super) held: Vec<u8>,
+    /// hyper has been told to wait with reading, though there is something to read.
+    pub(super) reread: bool,
+    /// Requests that are not answered whole; at most one on HTTP/1.
+    open: usize,
+    /// Those of them whose body is on its way.
+    reading: usize,
+    /// Since when the peer takes nothing.
+    pub(super) stalled: Option<Instant>,
+    /// HTTP/2: since when hyper has not asked for more of an answer, because its stream has no window.
+    offered: Vec<(u64, Instant)>,
+    answers: u64,
+    /// hyper has taken all of an answer, and the kernel has not; and what that answer holds.
+    unflushed: bool,
+    exchange: Option<Exchange>,
+    head: usize,
+    room: Room,
+}
+
+/// What an HTTP/1 connection is doing.
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// Nothing of a request has come.
+    Idle,
+    /// A head is on its way.
+    Head(HeadEnd),
+    /// A head is complete, and hyper parses it.
+    HeadRead,
+    /// A body is on its way.
+    Body(Body),
+    /// A request has come whole and is answered.
+    Answering,
+    /// It speaks another protocol now, such as WebSocket.
+    Upgraded,
+    /// It is HTTP/2, whose requests come and are answered side by side.
+    Http2,
+    /// Its stream is closed.
+    Gone,
+}
+
+/// How the end of a body is known.
+#[derive(Debug)]
+pub(super) enum Body {
+    Left(u64),
+    Chunked(Chunks),
+    /// It is answered, and the rest is read for order's sake.
+    Answered(Box<Body>),
+}
+
+impl Body {
+    fn find(&mut self, bytes: &[u8]) -> Option<usize> {
+        match self {
+            Self::Left(left) if *left > bytes.len() as u64 => {
+                *left -= bytes.len() as u64;
+                None
+            }
+            // it fits: it is no more than the bytes there are
+            Self::Left(left) => Some(*left as usize),
+            Self::Chunked(chunks) => chunks.find(bytes),
+            Self::Answered(body) => body.find(bytes),
+        }
+    }
+}
+
+impl Phase {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Head(_) => "head",
+            Self::HeadRead => "head read",
+            Self::Body(_) => "body",
+            Self::Answering => "answering",
+            Self::Upgraded => "upgraded",
+            Self::Http2 => "HTTP/2",
+            Self::Gone => "gone",
+        }
+    }
+}
+
+impl State {
+    fn enter(&mut self, phase: Phase) {
+        tracing::trace!(phase = phase.name(), "connection");
+        self.phase = phase;
+        self.since = Instant::now();
+    }
+
+    /// Those of the bytes that belong to the request that is being read.
+    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<Range<usize>, NoRoom> {
+        let mut begin = 0;
+        if let Phase::Idle = self.phase {
+            // empty lines before a request are nothing (RFC 9112, section 2.2)
+            begin = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+            if begin < bytes.len() {
+                self.head = 0;
+                self.enter(Phase::Head(HeadEnd::default()));
+            }
+        }
+        let ours = &bytes[begin..];
+        let (end, next) = match &mut self.phase {
+            Phase::Head(end) => {
+                let end = end.find(ours);
+                let before = self.head.max(HEAD_BUFFER);
+                self.head += end.unwrap_or(ours.len());
+                // hyper's buffer doubles
+                self.room.grow(2 * (self.head.max(HEAD_BUFFER) - before))?;
+                (end, Phase::HeadRead)
+            }
+            Phase::Body(body) => {
+                let end = body.find(ours);
+                (end, if matches!(body, Body::Answered(_)) { Phase::Idle } else { Phase::Answering })
+            }
+            _ => {
+                self.heard = Instant::now();
+                (None, Phase::Idle)
+            }
+        };
+        if end.is_some() {
+            self.enter(next);
+        }
+        Ok(begin..begin + end.unwrap_or(ours.len()))
+    }
+
+    /// Whether it waits for its peer between requests (`true`) or within a head, and since when.
+    pub(super) fn waiting(&self) -> Option<(bool, Instant)> {
+        match self.phase {
+            Phase::Idle => Some((true, self.since)),
+            Phase::Head(_) | Phase::HeadRead => Some((false, self.since)),
+            _ => None,
+        }
+    }
+
+    /// Since when it has only waited for its peer, the more patient first: an idle one has nothing to lose.
+    fn idle(&self) -> Option<(bool, Instant)> {
+        match self.phase {
+            Phase::Idle => Some((false, self.since)),
+            Phase::Head(_) | Phase::HeadRead | Phase::Body(_) => Some((true, self.since)),
+            Phase::Answering => self.stalled.map(|since| (true, since)),
+            Phase::Http2 if self.open == 0 => Some((false, self.since)),
+            Phase::Http2 if self.open == self.reading + self.offered.len() => Some((true, self.heard)),
+            Phase::Http2 | Phase::Upgraded | Phase::Gone => None,
+        }
+    }
 }
 
 impl Connection {
-    pub(super) fn new(
-        stream: TcpStream,
-        peer: SocketAddr,
-        shared: Arc<Shared>,
-        router: Router,
-        place: Option<OwnedSemaphorePermit>,
-    ) -> Self {
-        let (stream, traffic) = (Arc::new(stream), Arc::new(Traffic::new()));
-        Self { stream, peer, traffic, shared, router, ended: CancellationToken::new(), _place: place }
+    pub(super) fn new(stream: TcpStream, peer: SocketAddr, server: &Arc<Shared>) -> Self {
+        let now = Instant::now();
+        let state = State {
+            phase: Phase::Idle,
+            since: now,
+            heard: now,
+            held: Vec::new(),
+            reread: false,
+            open: 0,
+            reading: 0,
+            stalled: None,
+            offered: Vec::new(),
+            answers: 0,
+            unflushed: false,
+            exchange: None,
+            head: 0,
+            room: server.buffers.room(),
+        };
+        Self(Arc::new(Inner {
+            local: stream.local_addr().unwrap_or(peer),
+            stream,
+            peer,
+            stages: server.stages.child(),
+            server: Arc::clone(server),
+            state: Mutex::new(state),
+            gone: Notify::new(),
+        }))
     }
 
-    /// Serves it until it ends or is cut.
-    pub(super) async fn serve(self) {
+    /// The other end.
+    pub fn peer(&self) -> SocketAddr {
+        self.0.peer
+    }
+
+    /// This end.
+    pub fn local(&self) -> SocketAddr {
+        self.0.local
+    }
+
+    pub(super) fn stages(&self) -> &Stages {
+        &self.0.stages
+    }
+
+    pub(super) fn stream(&self) -> &TcpStream {
+        &self.0.stream
+    }
+
+    pub(super) fn server(&self) -> &Arc<Shared> {
+        &self.0.server
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        &self.0.server.limits
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When phase `stopping` began, if it has.
+    pub(super) fn stop_began(&self) -> Option<Instant> {
+        self.0.server.drain_began.get().copied()
+    }
+
+    pub(super) fn trace(&self, what: &str) {
+        tracing::trace!(peer = %self.0.peer, "{what}");
+    }
+
+    /// Serves it until it ends or is aborted.
+    pub(super) async fn serve(self, router: Router) {
+        let socket = SockRef::from(self.stream());
         // Nagle's delay would hold the last segment of an answer back for the peer's delayed ACK
-        let _ = self.stream.set_nodelay(true);
-        // else the kernel holds up to 4 MB for each peer that takes nothing, and nobody notices that it takes nothing
-        let _ = SockRef::from(&*self.stream).set_tcp_notsent_lowat(UNSENT);
-        let cut = self.shared.cut.clone();
-        cut.run_until_cancelled(async {
-            match self.first_bytes().await {
-                Some(first) if first == HTTP2_PREFACE => self.http2(first).await,
-                Some(first) => self.http1(first).await,
-                None => {}
+        let _ = socket.set_tcp_nodelay(true);
+        let _ = socket.set_tcp_notsent_lowat(UNSENT);
+        let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
+        self.trace("accepted");
+        let serve = async {
+            let ended = match self.first_bytes().await {
+                None => return,
+                Some(first) if first.starts_with(HTTP2_PREFACE) => Box::pin(http2::serve(&self, router, first)).await,
+                Some(first) => http1::serve(&self, router, first).await,
+            };
+            self.trace("ended");
+            if self.made_room() {
+                return;
             }
-        })
-        .await;
+            if let Err(error) = ended {
+                if error.is_parse() {
+                    metrics::counter!("http_server_bad_requests_total").increment(1);
+                }
+                tracing::debug!(peer = %self.peer(), error = %crate::telemetry::chain(&error), "connection ended");
+            } else {
+                self.all_sent().await;
+            }
+            self.linger().await;
+        };
+        let serve = async {
+            let mut serve = std::pin::pin!(serve);
+            tokio::select! {
+                () = serve.as_mut() => {}
+                () = self.age() => {
+                    self.stages().leave.cancel();
+                    serve.await;
+                }
+            }
+        };
+        if self.stages().abort.run_until_cancelled(serve).await.is_none() {
+            self.trace("aborted");
+        }
     }
 
-    /// Reads until the protocol is known: the whole HTTP/2 preface, or a byte that is not of it.
+    /// Completes when its client is to look for another replica. A tenth of the age is left to chance, so that connections
+    /// which were made together do not end together.
+    async fn age(&self) {
+        match self.limits().max_connection_age {
+            Some(age) => {
+                let spread = f64::from(self.peer().port() % 100) / 1000.0;
+                tokio::time::sleep(age.mul_f64(0.9 + spread)).await;
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Reads until the protocol is known: the HTTP/2 preface, or a byte that is not of it.
     async fn first_bytes(&self) -> Option<Vec<u8>> {
-        let timeout = self.shared.limits.header_timeout;
         let mut first = Vec::new();
-        let Ok(read) = tokio::time::timeout(timeout, self.read_on(&mut first)).await else {
-            count_timeout("first_byte");
-            return None;
-        };
-        read.ok()?;
-        self.traffic.first_byte();
-        let rest = async {
-            while first.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&first) {
-                self.read_on(&mut first).await?;
+        while first.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&first) {
+            let due = self.state().since + self.limits().header_timeout;
+            let readable = tokio::select! {
+                readable = tokio::time::timeout_at(due.into(), self.stream().readable()) => readable,
+                () = self.closes_unused(), if first.is_empty() => return None,
+            };
+            if readable.is_err() {
+                count_timeout(if first.is_empty() { "first_byte" } else { "head" });
+                if !first.is_empty() {
+                    let _ = self.stream().try_write(TIMED_OUT);
+                    self.linger().await;
+                }
+                return None;
             }
-            io::Result::Ok(())
-        };
-        match tokio::time::timeout(timeout, rest).await {
-            Ok(read) => read.ok().map(|()| first),
-            Err(_elapsed) => {
-                self.time_out_head().await;
-                None
-            }
-        }
-    }
-
-    /// Reads at least a byte, and no further than an HTTP/2 preface would go.
-    async fn read_on(&self, first: &mut Vec<u8>) -> io::Result<()> {
-        loop {
-            self.stream.readable().await?;
-            let mut bytes = [0; HTTP2_PREFACE.len()];
-            match self.stream.try_read(&mut bytes[..HTTP2_PREFACE.len() - first.len()]) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            let mut bytes = [0; READ];
+            match self.stream().try_read(&mut bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Ok(0) | Err(_) => return None,
                 Ok(count) => {
-                    first.extend_from_slice(&bytes[..count]);
-                    return Ok(());
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    async fn http1(&self, first: Vec<u8>) {
-        let wire = self.wire(first, true);
-        let service = hyper::service::service_fn(|request| {
-            let counted = self.count(&request);
-            self.call(request, counted)
-        });
-        let mut builder = http1::Builder::new();
-        // hyper's own timeout would end a connection that is merely idle as well, after 30 s
-        builder.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEAD);
-        let mut connection = pin!(builder.serve_connection(wire, service).with_upgrades());
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            end = self.end() => match end {
-                End::Idle => {
-                    // the kernel says that nothing waits, and hyper that nothing is under way: this ends with FIN
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-                End::HeadOverdue => return self.time_out_head().await,
-            },
-        };
-        if self.traffic.activity() == Activity::Upgraded {
-            self.ended.cancelled().await;
-        }
-        match ended {
-            Ok(()) => self.all_sent().await,
-            Err(error) => self.note(&error),
-        }
-        self.linger().await;
-    }
-
-    async fn http2(&self, first: Vec<u8>) {
-        let wire = self.wire(first, false);
-        let service = hyper::service::service_fn(|request| {
-            // heads and bodies of several streams come in turn: nothing is said of how far each has come
-            self.traffic.request(Some(0));
-            let counted = Counted(Arc::clone(&self.traffic));
-            let answered = answer(self.router.clone(), request, self.peer);
-            async { Ok::<_, Infallible>(answered.await.map(|body| Answer::new(body, counted))) }
-        });
-        let mut builder = http2::Builder::new(TokioExecutor::new());
-        builder
-            .timer(TokioTimer::new())
-            .keep_alive_interval(HTTP2_PING_INTERVAL)
-            .keep_alive_timeout(HTTP2_PING_TIMEOUT)
-            .max_concurrent_streams(HTTP2_STREAMS)
-            .max_header_list_size(MAX_HEAD as u32)
-            .max_pending_accept_reset_streams(HTTP2_STREAMS as usize)
-            .max_send_buf_size(MAX_HEAD);
-        let mut connection = pin!(builder.serve_connection(wire, service));
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = self.may_goaway() => {
-                connection.as_mut().graceful_shutdown();
-                tokio::select! {
-                    ended = connection.as_mut() => ended,
-                    () = self.stalled() => Ok(()),
-                    () = self.deaf() => Ok(()),
-                }
-            }
-        };
-        match ended {
-            Ok(()) => self.all_sent().await,
-            Err(error) => self.note(&error),
-        }
-        self.linger().await;
-    }
-
-    fn wire(&self, first: Vec<u8>, by_heads: bool) -> Wire {
-        let write_timeout = self.shared.limits.request_timeout;
-        let gone = self.ended.clone().drop_guard();
-        Wire::new(Arc::clone(&self.stream), Arc::clone(&self.traffic), gone, first, by_heads, write_timeout)
-    }
-
-    /// Counts a request in. To be called when hyper has its head and before it reads on, which an async function, that
-    /// does nothing until it is polled, would not be.
-    fn count(&self, request: &hyper::Request<Incoming>) -> Counted {
-        let chunked = request.headers().contains_key(TRANSFER_ENCODING);
-        self.traffic.request(if chunked { None } else { request.body().size_hint().exact() });
-        Counted(Arc::clone(&self.traffic))
-    }
-
-    async fn call(&self, request: hyper::Request<Incoming>, counted: Counted) -> Result<Response<Answer>, Infallible> {
-        let version = request.version();
-        let response = answer(self.router.clone(), request, self.peer).await;
-        let mut response = response.map(|body| Answer::new(body, counted));
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            self.traffic.upgraded();
-        } else if version <= Version::HTTP_11 && self.shared.asks_to_leave() && !self.next_waits() {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            if version == Version::HTTP_10 {
-                // else hyper would add a keep-alive to it
-                *response.version_mut() = version;
-            }
-        }
-        Ok(response)
-    }
-
-    /// Whether another request has been sent behind the one being answered: then its answer is not yet the last.
-    fn next_waits(&self) -> bool {
-        self.traffic.has_more() || (self.traffic.body_is_read() && has_unread(&self.stream))
-    }
-
-    /// Completes when an HTTP/1 connection should end: it was idle for too long, or is idle while the service drains and
-    /// nothing of a request has arrived, or a head takes too long.
-    async fn end(&self) -> End {
-        let limits = &self.shared.limits;
-        loop {
-            let now = Instant::now();
-            let draining = self.shared.draining.is_cancelled();
-            let due = match self.traffic.activity() {
-                Activity::Head(since) if now >= since + limits.header_timeout => return End::HeadOverdue,
-                Activity::Head(since) => since + limits.header_timeout,
-                Activity::Idle(since) => {
-                    let due = match draining {
-                        true => since.max(self.shared.drain_began()) + LAST_MOMENT,
-                        false => since + limits.idle_timeout,
-                    };
-                    if now >= due && !has_unread(&self.stream) {
-                        if !draining {
-                            count_timeout("idle");
-                        }
-                        return End::Idle;
+                    if first.is_empty() {
+                        self.state().enter(Phase::Head(HeadEnd::default()));
                     }
-                    due
+                    first.extend_from_slice(&bytes[..count]);
                 }
-                Activity::Busy => now + limits.idle_timeout,
-                Activity::Upgraded => std::future::pending().await,
-            };
-            // what changes in between is noticed at the next look
-            let look = if draining { DRAINING_LOOK } else { limits.header_timeout / 4 };
-            let next = due.min(now + look).max(now + Duration::from_millis(1));
-            match draining {
-                true => tokio::time::sleep_until(next.into()).await,
-                false => self.until(next).await,
             }
+        }
+        Some(first)
+    }
+
+    /// Completes when a connection that has sent nothing is to close.
+    async fn closes_unused(&self) {
+        self.stages().close.cancelled().await;
+        if let Some(began) = self.stop_began() {
+            tokio::time::sleep_until((began + LAST_MOMENT).into()).await;
+        }
+        if self.has_unread() {
+            std::future::pending().await
         }
     }
 
-    /// Completes when an HTTP/2 connection should be told to go away: it was idle for too long, its client takes nothing
-    /// of an answer, or the service drains.
-    async fn may_goaway(&self) {
-        let (idle_timeout, stall_timeout) = (self.shared.limits.idle_timeout, self.shared.limits.request_timeout);
-        while !self.shared.draining.is_cancelled() {
-            let now = Instant::now();
-            let due = match self.traffic.activity() {
-                // between requests any byte, such as a PING's, looks like a head
-                Activity::Idle(since) | Activity::Head(since) => since + idle_timeout,
-                Activity::Busy | Activity::Upgraded => now + idle_timeout,
-            };
-            if due <= now {
-                return count_timeout("idle");
+    /// Hands it over to a protocol, which reads `first` once more.
+    pub(super) fn speaks(&self, phase: Phase, first: Vec<u8>) -> Wire {
+        let mut state = self.state();
+        state.enter(phase);
+        state.held = first;
+        drop(state);
+        Wire::new(self.clone())
+    }
+
+    /// Counts a request in. Must run synchronously when hyper has its head and before it reads on: an async function
+    /// would count the request only when it is first polled.
+    pub(super) fn begin(&self, request: &hyper::Request<Incoming>) -> Begun {
+        let mut state = self.state();
+        state.open += 1;
+        match state.phase {
+            Phase::Http2 => state.since = Instant::now(),
+            _ if request.headers().contains_key(TRANSFER_ENCODING) => {
+                state.enter(Phase::Body(Body::Chunked(Chunks::default())));
             }
-            let stall_due = self.traffic.stalled_since().unwrap_or(now) + stall_timeout;
-            if stall_due <= now {
-                return;
-            }
-            self.until(due.min(stall_due)).await;
+            _ => match request.body().size_hint().exact() {
+                None | Some(0) => state.enter(Phase::Answering),
+                Some(length) => state.enter(Phase::Body(Body::Left(length))),
+            },
+        }
+        drop(state);
+        Begun(self.clone())
+    }
+
+    /// Whether the next request has been sent behind the one that is answered: then this answer is not the last.
+    pub(super) fn next_waits(&self) -> bool {
+        let state = self.state();
+        matches!(state.phase, Phase::Answering) && (!state.held.is_empty() || self.has_unread())
+    }
+
+    /// The rest is another protocol's.
+    pub(super) fn upgraded(&self) {
+        self.state().enter(Phase::Upgraded);
+    }
+
+    /// Completes when an upgraded connection is closed.
+    pub(super) async fn upgrade_ended(&self) {
+        if matches!(self.state().phase, Phase::Upgraded) {
+            self.0.gone.notified().await;
         }
     }
 
-    /// Completes when a peer that was told to go away has taken nothing of an answer for twice the time it has: what
-    /// else is on its connection had time to finish. Not the socket need be full, which the wire would notice, but the
-    /// stream's own window closed.
-    async fn stalled(&self) {
-        let patience = 2 * self.shared.limits.request_timeout;
-        loop {
-            let waited = self.traffic.stalled_since().map_or(Duration::ZERO, |since| since.elapsed());
-            if waited >= patience {
-                break;
-            }
-            tokio::time::sleep(patience - waited).await;
+    /// The kernel has all of what was written. If that ends an answer: whether hyper has been told to wait with reading.
+    pub(super) fn flushed(&self) -> Option<bool> {
+        let mut state = self.state();
+        if !std::mem::take(&mut state.unflushed) {
+            return None;
         }
-        count_timeout("write");
-        tracing::warn!(peer = %self.peer, "dropped: it takes no bytes of a stream");
+        let exchange = state.exchange.take();
+        match std::mem::replace(&mut state.phase, Phase::Idle) {
+            // the rest of the body is still to be read
+            Phase::Body(body) => state.phase = Phase::Body(Body::Answered(Box::new(body))),
+            Phase::Answering => state.enter(Phase::Idle),
+            other => state.phase = other,
+        }
+        let reread = std::mem::take(&mut state.reread);
+        drop(state);
+        // outside of the lock, because what ends here has things to say
+        drop(exchange);
+        self.rests();
+        Some(reread)
     }
 
-    /// Completes when a peer that was told to go away has no stream open and has not been heard for a while: it would
-    /// never answer the PING that hyper waits for.
-    async fn deaf(&self) {
-        let (told, patience) = (Instant::now(), self.shared.limits.header_timeout);
-        loop {
-            let silent = self.traffic.heard().max(told).elapsed();
-            if silent >= patience && !matches!(self.traffic.activity(), Activity::Busy) {
-                return;
-            }
-            tokio::time::sleep(patience.saturating_sub(silent).max(Duration::from_millis(50))).await;
+    /// A request is done.
+    fn rests(&self) {
+        if self.0.server.is_crowded() && matches!(self.idle(), Some((false, _))) {
+            self.make_room();
         }
     }
 
-    /// Sleeps until then, or until the drain begins.
-    async fn until(&self, until: Instant) {
-        self.shared.draining.run_until_cancelled(tokio::time::sleep_until(until.into())).await;
+    pub(super) fn wire_is_gone(&self) {
+        let mut state = self.state();
+        state.enter(Phase::Gone);
+        let exchange = state.exchange.take();
+        drop(state);
+        drop(exchange);
+        self.0.gone.notify_one();
     }
 
-    /// Says so while there is somebody to say it to: nothing of an answer has been written yet.
-    async fn time_out_head(&self) {
-        count_timeout("head");
-        let answer = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-        let _ = self.stream.try_write(answer);
-        self.linger().await;
+    /// Whether bytes that nobody has read are in the socket. Asks the kernel, because the runtime's own knowledge is as
+    /// old as its last look.
+    pub(super) fn has_unread(&self) -> bool {
+        let mut byte = [MaybeUninit::uninit()];
+        matches!(SockRef::from(self.stream()).peek(&mut byte), Ok(1))
     }
 
-    /// Waits until the kernel has sent what it holds, which otherwise ends with the pod. Who takes nothing for too long is
-    /// waited for no more.
+    pub(super) fn shut_down(&self) -> io::Result<()> {
+        match SockRef::from(self.stream()).shutdown(Shutdown::Write) {
+            Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends, to make room for another connection.
+    pub(super) fn make_room(&self) {
+        self.trace("makes room for another");
+        match self.state().idle() {
+            Some((false, _)) => self.stages().close.cancel(),
+            _ => self.stages().abort.cancel(),
+        }
+    }
+
+    fn made_room(&self) -> bool {
+        self.stages().close.is_cancelled() && self.stop_began().is_none()
+    }
+
+    /// Since when it has only waited for its peer, and whether something was under way then.
+    pub(super) fn idle(&self) -> Option<(bool, Instant)> {
+        self.state().idle()
+    }
+
+    /// HTTP/2: when to look again, and what the connection is like until then.
+    pub(super) fn http2(&self) -> Http2 {
+        let state = self.state();
+        let stalled = state.offered.iter().map(|(_, since)| *since).min();
+        Http2 { idle_since: (state.open == 0).then_some(state.since), heard: state.heard, stalled }
+    }
+
+    /// Waits until the kernel has sent what it holds, which would otherwise end with the pod; no longer than for a head.
     async fn all_sent(&self) {
+        // a socket is writable while less than that is unsent
+        let _ = SockRef::from(self.stream()).set_tcp_notsent_lowat(1);
+        let unsent = || {
+            let mut polled = [PollFd::new(self.stream().as_fd(), PollFlags::POLLOUT)];
+            matches!(poll(&mut polled, PollTimeout::ZERO), Ok(0))
+        };
         let send = async {
-            while has_unsent(&self.stream) {
+            while unsent() {
                 tokio::time::sleep(UNSENT_LOOK).await;
             }
         };
-        let _ = tokio::time::timeout(self.shared.limits.header_timeout, send).await;
+        let _ = tokio::time::timeout(self.limits().header_timeout, send).await;
     }
 
     /// Says that nothing more comes, and reads and discards what the peer still sends, for a moment.
     async fn linger(&self) {
-        let _ = SockRef::from(&*self.stream).shutdown(Shutdown::Write);
-        let silence = if self.shared.draining.is_cancelled() { DRAINING_LINGER } else { LINGER };
+        let _ = self.shut_down();
+        let silence = if self.stages().close.is_cancelled() { CLOSING_LINGER } else { LINGER };
         let discard = async {
-            let mut bytes = [0; 4096];
-            while let Ok(Ok(())) = tokio::time::timeout(silence, self.stream.readable()).await {
-                match self.stream.try_read(&mut bytes) {
+            while let Ok(Ok(())) = tokio::time::timeout(silence, self.stream().readable()).await {
+                let mut bytes = [0; READ];
+                match self.stream().try_read(&mut bytes) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Ok(0) | Err(_) => return,
                     Ok(_) => {}
@@ -376,21 +538,85 @@ impl Connection {
         };
         let _ = tokio::time::timeout(LINGER, discard).await;
     }
+}
 
-    fn note(&self, error: &hyper::Error) {
-        if error.is_parse() {
-            metrics::counter!("http_server_bad_requests_total").increment(1);
+/// See [`Connection::http2`].
+pub(super) struct Http2 {
+    pub(super) idle_since: Option<Instant>,
+    pub(super) heard: Instant,
+    /// Since when an answer has not moved.
+    pub(super) stalled: Option<Instant>,
+}
+
+/// A request that is under way on its connection until this is dropped.
+#[derive(Debug)]
+pub(super) struct Begun(pub(super) Connection);
+
+impl Begun {
+    /// The request's body is on its way until the guard is dropped.
+    pub(super) fn reading(&self) -> Reading<'_> {
+        self.0.state().reading += 1;
+        Reading(self)
+    }
+
+    /// HTTP/2: an answer begins; its number.
+    pub(super) fn begin_answer(&self) -> u64 {
+        let mut state = self.0.state();
+        state.answers += 1;
+        state.answers
+    }
+
+    /// HTTP/2: hyper has asked for more of an answer, and got some or not.
+    pub(super) fn offer(&self, answer: u64, got: bool) {
+        let mut state = self.0.state();
+        if let Phase::Http2 = state.phase {
+            state.offered.retain(|(number, _)| *number != answer);
+            if got {
+                state.offered.push((answer, Instant::now()));
+            }
         }
-        tracing::debug!(peer = %self.peer, error = %crate::telemetry::chain(error), "connection ended");
+    }
+
+    /// hyper has taken all of an answer. On HTTP/1 what the answer holds is held until the kernel has it too.
+    pub(super) fn answered(&self, answer: u64, exchange: Option<Exchange>) {
+        let mut state = self.0.state();
+        match state.phase {
+            Phase::Http2 => state.offered.retain(|(number, _)| *number != answer),
+            Phase::Upgraded | Phase::Gone => {}
+            _ => {
+                (state.unflushed, state.exchange) = (true, exchange);
+                return;
+            }
+        }
+        drop(state);
+        drop(exchange);
     }
 }
 
-fn count_timeout(bound: &'static str) {
-    metrics::counter!("http_server_timeouts_total", "bound" => bound).increment(1);
+impl Drop for Begun {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.open = state.open.saturating_sub(1);
+        let http2 = matches!(state.phase, Phase::Http2);
+        if http2 {
+            state.since = Instant::now();
+        }
+        drop(state);
+        if http2 {
+            self.0.rests();
+        }
+    }
 }
 
-async fn answer(router: Router, request: hyper::Request<Incoming>, peer: SocketAddr) -> Response {
-    let mut request = request.map(Body::new);
-    request.extensions_mut().insert(ConnectInfo(peer));
-    router.oneshot(request).await.unwrap_or_else(|never: Infallible| match never {})
+/// See [`Begun::reading`].
+pub(super) struct Reading<'a>(&'a Begun);
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.0.state().reading -= 1;
+    }
+}
+
+pub(super) fn count_timeout(bound: &'static str) {
+    metrics::counter!("http_server_timeouts_total", "bound" => bound).increment(1);
 }

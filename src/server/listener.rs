@@ -1,48 +1,44 @@
-//! Listening, accepting, and the three stages of the stop: stop accepting, drain, cut.
+//! Listening, accepting, and the three stages of the stop: stop accepting, drain, abort.
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use slab::Slab;
 use socket2::{Domain, SockFilter, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::layer::layer_fn;
 
-use super::connection::Connection;
-use super::streams::Drain;
-use crate::config;
-use crate::lifecycle::{Kind, Lifecycle, Phase};
+use super::connection::{Connection, Stages};
+use super::limits::{BACKLOG, Buffers, EXHAUSTED_PAUSE, HANDSHAKE, Limits, RECEIVE_BUFFER};
+use super::request::NoteRoute;
+use crate::config::Config;
+use crate::lifecycle::{Kind, Lifecycle};
 
-/// Connections that the kernel completes and nobody has accepted yet; it takes at most `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
+/// What axum's extractors take unless they are told otherwise.
+const AXUM_BODY_LIMIT: usize = 2 * 1024 * 1024;
 
-/// Longer than a round trip within a region: for handshakes that had begun when the listener stopped taking new ones.
-const HANDSHAKE: Duration = Duration::from_millis(100);
-
-/// Out of file descriptors or memory: others must give some back first.
-const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
-
-/// What a client may take.
-#[derive(Debug, Clone)]
-#[allow(missing_docs, reason = "they are settings, and documented there")]
-pub struct Limits {
-    pub header_timeout: Duration,
-    pub idle_timeout: Duration,
-    pub request_timeout: Duration,
-    pub max_connections: usize,
+/// Which of the two ports; each is a section of the settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// The service's own: its requests are admitted, logged and measured.
+    Public,
+    /// For the platform and the people who run it: its requests are only answered.
+    Admin,
 }
 
-impl From<&config::Http> for Limits {
-    fn from(http: &config::Http) -> Self {
-        Self {
-            header_timeout: http.header_timeout,
-            idle_timeout: http.idle_timeout,
-            request_timeout: http.request_timeout,
-            max_connections: http.max_connections,
+impl Port {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Public => "http",
+            Self::Admin => "admin",
         }
     }
 }
@@ -60,7 +56,6 @@ pub struct BindError {
 /// A server on one address. Cloning shares it.
 #[derive(Debug, Clone)]
 pub struct Server {
-    name: &'static str,
     address: SocketAddr,
     /// Bound; taken when it begins to listen.
     socket: Arc<Mutex<Option<Socket>>>,
@@ -70,65 +65,69 @@ pub struct Server {
 /// What a server shares with its connections.
 #[derive(Debug)]
 pub(super) struct Shared {
+    port: Port,
     pub(super) limits: Limits,
-    /// Cancelled by [`Server::drain`], in phase `stopping` and not before: connections are to end as soon as nothing is
-    /// under way on them.
-    pub(super) draining: CancellationToken,
-    /// Cancelled when they are to end whatever is under way.
-    pub(super) cut: CancellationToken,
-    lifecycle: Lifecycle,
-    drain_began: OnceLock<Instant>,
+    pub(super) lifecycle: Lifecycle,
+    pub(super) stages: Stages,
+    /// When connections were told to close, if they were: phase `stopping`.
+    pub(super) drain_began: OnceLock<Instant>,
+    /// Bytes of heads and bodies.
+    pub(super) buffers: Buffers,
+    /// For requests that are handled, `http.max_in_flight`; and for streams that open, as many as connections.
+    pub(super) places: Semaphore,
+    pub(super) streams: Semaphore,
+    /// Each connection is a task here, and so is each HTTP/2 stream.
+    pub(super) connections: TaskTracker,
+    /// For connections, `http.max_connections`.
+    room: Arc<Semaphore>,
+    open: Mutex<Slab<Connection>>,
+    /// Somebody waits for a connection to end.
+    crowded: AtomicBool,
     stop_accepting: CancellationToken,
-    places: Arc<Semaphore>,
     /// The accept loop; empty when the listener is closed.
     accepting: TaskTracker,
-    connections: TaskTracker,
-}
-
-impl Shared {
-    /// Whether answers ask their clients to leave: from the first trigger on.
-    pub(super) fn asks_to_leave(&self) -> bool {
-        self.lifecycle.phase() >= Phase::Draining
-    }
-
-    /// When the drain began; now, if it has not.
-    pub(super) fn drain_began(&self) -> Instant {
-        self.drain_began.get().copied().unwrap_or_else(Instant::now)
-    }
 }
 
 impl Server {
-    /// Takes the address without listening on it: clients are refused until [`Server::serve`], and a taken port is an
-    /// error now. `name` is both the server's and its section's in the settings.
+    /// Takes the port's address without listening on it: clients are refused until [`Server::serve`], and a taken port is
+    /// an error now.
     ///
     /// # Errors
-    /// Where the address is taken or not this host's.
-    pub fn bind(
-        name: &'static str,
-        address: SocketAddr,
-        limits: Limits,
-        lifecycle: &Lifecycle,
-    ) -> Result<Self, BindError> {
-        let bound = bind(address);
+    /// The address is taken, or not this host's.
+    pub fn bind(port: Port, config: &Config, lifecycle: &Lifecycle) -> Result<Self, BindError> {
+        let (address, limits) = match port {
+            Port::Public => (config.http.address, Limits::public(&config.http, lifecycle.liveness().memory_limit())),
+            Port::Admin => (config.admin.address, Limits::admin(&config.http)),
+        };
         let failed = |source| BindError {
-            server: name,
-            setting: format!("APP__{}__ADDRESS", name.to_uppercase()),
+            server: port.name(),
+            setting: format!("APP__{}__ADDRESS", port.name().to_uppercase()),
             address,
             source,
         };
-        let (socket, address) = bound.map_err(failed)?;
+        let (socket, address) = bind(address).map_err(failed)?;
+        let stages = Stages {
+            leave: lifecycle.stop_token().child_token(),
+            close: CancellationToken::new(),
+            abort: CancellationToken::new(),
+        };
         let shared = Shared {
-            draining: CancellationToken::new(),
-            cut: CancellationToken::new(),
+            port,
+            stages,
             lifecycle: lifecycle.clone(),
             drain_began: OnceLock::new(),
-            stop_accepting: CancellationToken::new(),
-            places: Arc::new(Semaphore::new(limits.max_connections)),
-            accepting: TaskTracker::new(),
+            buffers: Buffers::new(limits.max_buffered),
+            places: Semaphore::new(limits.max_in_flight),
+            streams: Semaphore::new(limits.max_connections),
             connections: TaskTracker::new(),
+            room: Arc::new(Semaphore::new(limits.max_connections)),
+            open: Mutex::default(),
+            crowded: AtomicBool::new(false),
+            stop_accepting: CancellationToken::new(),
+            accepting: TaskTracker::new(),
             limits,
         };
-        Ok(Self { name, address, socket: Arc::new(Mutex::new(Some(socket))), shared: Arc::new(shared) })
+        Ok(Self { address, socket: Arc::new(Mutex::new(Some(socket))), shared: Arc::new(shared) })
     }
 
     /// Where it listens, or will.
@@ -136,32 +135,31 @@ impl Server {
         self.address
     }
 
-    /// Tells streams when to end.
-    pub fn drain_signal(&self) -> Drain {
-        Drain { draining: self.shared.draining.clone(), cut: self.shared.cut.clone() }
-    }
-
     /// Listens and serves on the current runtime. Does nothing the second time, or after [`Server::stop_accepting`].
     ///
     /// # Errors
-    /// Where the system has no file descriptors left.
+    /// The system has no file descriptors left.
     pub fn serve(&self, router: Router) -> io::Result<()> {
         let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(socket) = socket.filter(|_| !self.shared.stop_accepting.is_cancelled()) else {
             return Ok(());
         };
+        let mut router = router.layer(layer_fn(NoteRoute));
+        if self.shared.limits.body_limit > AXUM_BODY_LIMIT {
+            router = router.layer(DefaultBodyLimit::disable());
+        }
         socket.listen(BACKLOG)?;
         let listener = TcpListener::from_std(socket.into())?;
-        tracing::info!(server = self.name, address = %self.address, "listening");
+        tracing::info!(server = self.shared.port.name(), address = %self.address, "listening");
         let shared = Arc::clone(&self.shared);
         self.shared.accepting.spawn(async move { shared.accept(listener, router).await });
         Ok(())
     }
 
-    /// Reads the gauge of connections open now, those that wait to be accepted not counted.
+    /// Reads the gauges of what clients hold now.
     pub fn report(&self) {
-        let open = self.shared.limits.max_connections - self.shared.places.available_permits();
-        metrics::gauge!("http_server_connections").set(open as f64);
+        metrics::gauge!("http_server_connections").set(self.shared.open().len() as f64);
+        metrics::gauge!("http_server_buffered_bytes").set(self.shared.buffers.held() as f64);
     }
 
     /// Accepts what the kernel has already accepted, and closes the listener.
@@ -174,23 +172,24 @@ impl Server {
     /// Completes when everything under way has finished and every connection is closed.
     pub async fn drain(self) {
         self.shared.drain_began.get_or_init(Instant::now);
-        self.shared.draining.cancel();
+        self.shared.stages.close.cancel();
         self.shared.connections.close();
         self.shared.connections.wait().await;
-        // each HTTP/2 stream is a task of its own
+        // a WebSocket's task is axum's
         self.shared.lifecycle.in_flight().none_of(&Kind::PUBLIC).await;
     }
 
     /// Ends what is left, and names it.
-    pub fn cut(&self) {
+    pub fn abort(&self) {
         let in_flight = self.shared.lifecycle.in_flight();
         for kind in Kind::PUBLIC {
-            metrics::counter!("http_server_cut_total", "kind" => kind.name()).increment(in_flight.count(kind) as u64);
+            metrics::counter!("http_server_aborted_total", "kind" => kind.name())
+                .increment(in_flight.count(kind) as u64);
         }
         for left in in_flight.list(&Kind::PUBLIC) {
-            tracing::error!(left, "cut: it outlasted its budget");
+            tracing::error!(left, "aborted: it outlasted its budget");
         }
-        self.shared.cut.cancel();
+        self.shared.stages.abort.cancel();
     }
 }
 
@@ -199,39 +198,42 @@ fn bind(address: SocketAddr) -> io::Result<(Socket, SocketAddr)> {
     socket.set_nonblocking(true)?;
     // a restart must not wait for the last process's connections in TIME_WAIT
     socket.set_reuse_address(true)?;
+    // inherited by the connections
+    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
     socket.bind(&address.into())?;
     let bound = socket.local_addr()?.as_socket().unwrap_or(address);
     Ok((socket, bound))
 }
 
 impl Shared {
+    pub(super) fn is_public(&self) -> bool {
+        self.port == Port::Public
+    }
+
     async fn accept(self: Arc<Self>, listener: TcpListener, router: Router) {
         let stop = self.stop_accepting.clone();
-        let serve = |stream, peer, place| {
-            let connection = Connection::new(stream, peer, Arc::clone(&self), router.clone(), place);
-            self.connections.spawn(connection.serve());
-        };
-        stop.run_until_cancelled(async {
-            loop {
-                let place = Arc::clone(&self.places).acquire_owned().await.ok();
-                match listener.accept().await {
-                    Ok((stream, peer)) => serve(stream, peer, place),
-                    Err(error) => recover(&error).await,
+        while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+            match accepted {
+                Ok((stream, peer)) => {
+                    let connection = Connection::new(stream, peer, &self);
+                    let room = stop.run_until_cancelled(self.make_room()).await;
+                    self.spawn(connection, router.clone(), room);
                 }
+                Err(error) => drop(stop.run_until_cancelled(recover(&error)).await),
             }
-        })
-        .await;
+        }
 
-        // Whosever connection the kernel has accepted gets an answer. Closing the listener resets those that wait in
-        // its backlog, so: no new handshakes, a moment for the ones under way, then all that wait, then close.
+        // Every connection that the kernel has accepted is answered. Closing the listener resets those that wait in its
+        // backlog, so: no new handshakes, a moment for the ones under way, then all that wait, then close.
         if let Err(error) = refuse_handshakes(&listener) {
             // some kernels grant it to root alone; then a connection made in the instant the listener closes is reset
             tracing::debug!(%error, "cannot filter the listener");
         }
+        let serve = |stream, peer| self.spawn(Connection::new(stream, peer, &self), router.clone(), None);
         let accept_rest = async {
             loop {
                 match listener.accept().await {
-                    Ok((stream, peer)) => serve(stream, peer, None),
+                    Ok((stream, peer)) => serve(stream, peer),
                     Err(error) => recover(&error).await,
                 }
             }
@@ -244,9 +246,69 @@ impl Shared {
         while let Ok((stream, peer)) = listener.accept() {
             let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
             if let Ok(stream) = stream {
-                serve(stream, peer, None);
+                serve(stream, peer);
             }
         }
+    }
+
+    /// Serves a connection. `room` is its place among `max_connections`; those taken from the backlog at the end have none.
+    fn spawn(self: &Arc<Self>, connection: Connection, router: Router, room: Option<OwnedSemaphorePermit>) {
+        let registered =
+            Registered { key: self.open().insert(connection.clone()), server: Arc::clone(self), _room: room };
+        self.connections.spawn(async move {
+            let _registered = registered;
+            connection.serve(router).await;
+        });
+    }
+
+    /// Room for one more connection. If there is none, the one that has waited for its peer the longest is closed.
+    async fn make_room(&self) -> OwnedSemaphorePermit {
+        loop {
+            if let Ok(room) = Arc::clone(&self.room).try_acquire_owned() {
+                return room;
+            }
+            self.crowded.store(true, Ordering::Relaxed);
+            if let Some(longest) = self.longest_idle() {
+                metrics::counter!("http_server_evicted_total", "server" => self.port.name()).increment(1);
+                longest.make_room();
+            }
+            let room = Arc::clone(&self.room).acquire_owned().await;
+            self.crowded.store(false, Ordering::Relaxed);
+            if let Ok(room) = room {
+                return room;
+            }
+        }
+    }
+
+    fn longest_idle(&self) -> Option<Connection> {
+        let open = self.open();
+        let idle = open.iter().filter(|(_, connection)| !connection.stages().close.is_cancelled());
+        let idle = idle.filter_map(|(_, connection)| Some((connection.idle()?, connection)));
+        idle.min_by_key(|(idle, _)| *idle).map(|(_, connection)| connection.clone())
+    }
+
+    /// Whether a connection that is done had better end, because another waits for its place.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.crowded.load(Ordering::Relaxed)
+    }
+
+    fn open(&self) -> std::sync::MutexGuard<'_, Slab<Connection>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection among the open ones, until this is dropped.
+struct Registered {
+    key: usize,
+    server: Arc<Shared>,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let connection = self.server.open().try_remove(self.key);
+        // outside of the lock
+        drop(connection);
     }
 }
 

@@ -1,30 +1,38 @@
-//! The public server, on an accept loop of its own: the stock one loses requests at the stop (idle connections are
-//! closed under a request that has already arrived, the backlog is reset) and can be held up for ever.
+//! The public server and the admin one, on an accept loop of our own: the stock one loses requests at the stop (it closes
+//! idle connections under a request that has already arrived, and resets the backlog) and can be held up for ever.
 //!
-//! | file | is about |
-//! |---|---|
-//! | `listener` | listening, accepting, and the three stages of the stop |
-//! | `connection` | one connection from its first byte to its last |
-//! | `wire` | the TCP stream as hyper sees it, and what it tells of the requests on it |
-//! | `middleware` | what every request passes: id, log, metrics, admission, timeout |
-//! | `docs` | the OpenAPI contract, for people and machines |
-//! | `extract` | request bodies and parameters, with rejections that say what to do |
-//! | `problem` | errors as RFC 9457 `application/problem+json` |
-//! | `body` | response bodies that hold something to their last byte |
-//! | `streams` | Server-Sent Events and WebSockets that end well |
+//! The way of a request, from the socket to its handler and back:
+//!
+//! 1. [`listener`] accepts a connection. If `max_connections` are open, it closes the one that has been idle the longest.
+//! 2. [`connection`] reads until it knows the protocol, and hands over to [`http1`] or [`http2`], which is hyper with limits.
+//! 3. On HTTP/1 the [`wire`] gives hyper the bytes of one request at a time, so that the stop can tell a connection on
+//!    which nothing is under way from one whose next request has already arrived. [`framing`] knows where a request ends.
+//! 4. [`request`] is the path of every request: it reads the body, admits, times, catches, gives errors their form, and
+//!    in between calls the router. The handler takes its parameters from [`extract`] and returns its type or a [`problem`].
+//! 5. [`body`] holds what the request holds (its place in the register of what is under way, its access line) until the
+//!    kernel has the last byte of the answer. [`streams`] are answers that do not end by themselves.
+//!
+//! At the stop each connection is told in three stages: leave (answers carry `Connection: close`, HTTP/2 gets GOAWAY),
+//! close (it ends when nothing is under way), abort. [`limits`] has every limit that is not a setting, and checks that
+//! all of them together fit the container.
 
 mod body;
 mod connection;
 pub mod docs;
 mod extract;
+mod framing;
+mod http1;
+mod http2;
+mod limits;
 mod listener;
-mod middleware;
 mod problem;
+mod request;
 mod streams;
 mod wire;
 
+pub use connection::Connection;
 pub use extract::{Json, Path, Query};
-pub use listener::{BindError, Limits, Server};
-pub use middleware::{Deadline, Middleware};
+pub use listener::{BindError, Port, Server};
 pub use problem::{FieldError, Problem};
-pub use streams::{Drain, sse, websocket};
+pub use request::Deadline;
+pub use streams::{sse, websocket};

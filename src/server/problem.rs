@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
-use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
 use problem_details::{JsonProblemDetails, ProblemDetails, ProblemType};
 use serde::Serialize;
@@ -85,7 +85,7 @@ impl IntoResponse for Problem {
 }
 
 /// Gives an error that the framework answered by itself (no route, wrong method, too large) the form of all others.
-pub(super) async fn form(response: Response) -> Response {
+pub(super) fn form(response: Response) -> Response {
     let status = response.status();
     let is_error = status.is_client_error() || status.is_server_error();
     let is_problem = response.headers().get(CONTENT_TYPE).is_some_and(|value| value == "application/problem+json");
@@ -99,8 +99,11 @@ pub(super) async fn form(response: Response) -> Response {
         _ => status.canonical_reason().unwrap_or("error"),
     };
     let mut problem = Problem::new(status, detail).into_response();
-    if let Some(allow) = response.headers().get(ALLOW) {
-        problem.headers_mut().insert(ALLOW, allow.clone());
+    for (name, value) in response.headers() {
+        // what describes the body it had is not kept; what tells the caller what to do is, such as Allow
+        if !matches!(*name, CONTENT_TYPE | CONTENT_LENGTH | CONTENT_ENCODING) {
+            problem.headers_mut().append(name, value.clone());
+        }
     }
     problem
 }

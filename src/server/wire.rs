@@ -1,306 +1,173 @@
 //! The TCP stream as hyper sees it.
 //!
-//! A drain must know what hyper does not tell: whether a request is under way on an HTTP/1 connection, has begun to
-//! arrive, or waits unread. So reads end where a request's head ends (`\r\n\r\n`), the rest being held back for the
-//! next read: when hyper calls the service, what it has read is exactly that head and nothing of the next request.
+//! On HTTP/1 hyper gets the bytes of one request at a time: its head, its body, and nothing of the next one until the
+//! answer is written. So whatever has come of the next request is in [`State::held`] or in the kernel, where the stop
+//! can see it. Waiting for a peer ends here as well: a connection that has been idle for too long, or is to close, ends
+//! as if its peer had closed it.
 
-use std::collections::HashMap;
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use axum::body::Body;
 use hyper::rt::{Read, ReadBufCursor, Write};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
-use tokio_util::sync::DropGuard;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
-const HEAD_END: &[u8] = b"\r\n\r\n";
+use super::connection::{Connection, Phase, count_timeout};
+use super::limits::{LAST_MOMENT, READ};
 
-/// What is known of the requests on a connection. Shared by the wire, the service and the connection's own loop.
-#[derive(Debug)]
-pub(super) struct Traffic(Mutex<State>);
+/// Written to a peer whose head takes too long, and to one whose head finds no room. Nothing of an answer is on its way then.
+pub(super) const TIMED_OUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+const NO_ROOM: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
-#[derive(Debug)]
-struct State {
-    /// Requests whose answer is not complete; at most one on HTTP/1.
-    in_flight: usize,
-    /// Since when the connection is in the state it is in.
-    since: Instant,
-    /// When the peer was last heard.
-    heard: Instant,
-    /// Bytes given to hyper since the last request's head.
-    delivered: u64,
-    /// The last request's body in bytes, where its length is known.
-    body: Option<u64>,
-    /// Bytes read from the socket and not yet given to hyper.
-    held: usize,
-    /// Since when hyper has not asked for more of an answer, though it was given some: its client takes nothing. `None`
-    /// while it is the answer that has nothing to give.
-    offered: HashMap<u64, Option<Instant>>,
-    answers: u64,
-    /// Whether answers are held until they are flushed. On HTTP/2 another task than the one that ends an answer writes
-    /// it, and may have done so before.
-    holds: bool,
-    /// Answers that hyper has taken whole and the kernel has not.
-    unflushed: Vec<Body>,
-    upgraded: bool,
-}
-
-/// What a connection is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Activity {
-    /// Between requests since then.
-    Idle(Instant),
-    /// A request's head is arriving since then.
-    Head(Instant),
-    /// A request is being answered.
-    Busy,
-    /// It speaks another protocol now, such as WebSocket.
-    Upgraded,
-}
-
-impl Traffic {
-    pub(super) fn new() -> Self {
-        let now = Instant::now();
-        Self(Mutex::new(State {
-            in_flight: 0,
-            since: now,
-            heard: now,
-            delivered: 0,
-            body: Some(0),
-            held: 0,
-            offered: HashMap::new(),
-            answers: 0,
-            holds: false,
-            unflushed: Vec::new(),
-            upgraded: false,
-        }))
-    }
-
-    pub(super) fn activity(&self) -> Activity {
-        let state = self.lock();
-        match () {
-            () if state.upgraded => Activity::Upgraded,
-            () if state.in_flight > 0 || !state.unflushed.is_empty() => Activity::Busy,
-            () if state.has_more() => Activity::Head(state.since),
-            () => Activity::Idle(state.since),
-        }
-    }
-
-    /// The first byte is there: from now on a head is arriving.
-    pub(super) fn first_byte(&self) {
-        self.lock().since = Instant::now();
-    }
-
-    /// An answer begins; its number.
-    pub(super) fn begin_answer(&self) -> u64 {
-        let mut state = self.lock();
-        state.answers += 1;
-        let number = state.answers;
-        state.offered.insert(number, Some(Instant::now()));
-        number
-    }
-
-    /// Hyper has asked for more of an answer, and got it or not.
-    pub(super) fn asked(&self, answer: u64, got: bool) {
-        self.lock().offered.insert(answer, got.then(Instant::now));
-    }
-
-    /// Since when the peer takes nothing of an answer, where there is such a one; of several, the longest.
-    pub(super) fn stalled_since(&self) -> Option<Instant> {
-        self.lock().offered.values().flatten().min().copied()
-    }
-
-    /// Keeps what an answer held until all of it has been written.
-    pub(super) fn hold_until_flushed(&self, answer: u64, body: Body) {
-        let mut state = self.lock();
-        state.offered.remove(&answer);
-        if state.holds {
-            state.unflushed.push(body);
-        } else {
-            // outside of the lock, as below
-            drop(state);
-            drop(body);
-        }
-    }
-
-    fn flushed(&self) {
-        let mut state = self.lock();
-        let flushed = std::mem::take(&mut state.unflushed);
-        if !flushed.is_empty() {
-            state.since = Instant::now();
-        }
-        drop(state);
-        // outside of the lock: what ends here has things to say
-        drop(flushed);
-    }
-
-    /// When the peer was last heard.
-    pub(super) fn heard(&self) -> Instant {
-        self.lock().heard
-    }
-
-    /// A request's head is complete. `body` is its length where that is known.
-    pub(super) fn request(&self, body: Option<u64>) {
-        let mut state = self.lock();
-        state.in_flight += 1;
-        state.delivered = 0;
-        state.body = body;
-    }
-
-    /// An answer is complete, or nobody waits for it any more.
-    pub(super) fn answered(&self) {
-        let mut state = self.lock();
-        state.in_flight = state.in_flight.saturating_sub(1);
-        state.since = Instant::now();
-        if state.body.is_none() {
-            // a chunked body has been read to its end: what comes next is a head
-            (state.delivered, state.body) = (0, Some(0));
-        }
-    }
-
-    pub(super) fn upgraded(&self) {
-        self.lock().upgraded = true;
-    }
-
-    /// Whether the next request has already begun to arrive, as far as this process has read.
-    pub(super) fn has_more(&self) -> bool {
-        self.lock().has_more()
-    }
-
-    /// Whether the last request's body has been read to its end, as far as its length is known.
-    pub(super) fn body_is_read(&self) -> bool {
-        let state = self.lock();
-        state.body.is_some_and(|body| state.delivered + state.held as u64 >= body)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    /// Of a body whose length is unknown (chunked) nothing can be said: then the answer is no.
-    fn has_more(&self) -> bool {
-        self.body.is_some_and(|body| self.delivered + self.held as u64 > body)
-    }
-}
-
-/// Whether bytes that nobody has read wait in the socket, asked of the kernel itself: the runtime's own knowledge is
-/// as old as its last look.
-pub(super) fn has_unread(stream: &TcpStream) -> bool {
-    let mut byte = [MaybeUninit::uninit()];
-    matches!(SockRef::from(stream).peek(&mut byte), Ok(1))
-}
-
-/// Whether the kernel holds bytes that it has not sent, because the peer takes no more at the moment.
-pub(super) fn has_unsent(stream: &TcpStream) -> bool {
-    // a socket is writable while less than that is unsent
-    let _ = SockRef::from(stream).set_tcp_notsent_lowat(1);
-    let mut polled = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
-    matches!(poll(&mut polled, PollTimeout::ZERO), Ok(0))
-}
+/// A peer must take that much, or all there is, within `http.request_timeout`: a byte now and then is not enough.
+const PROGRESS: usize = 16 * 1024;
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Wire {
-    stream: Arc<TcpStream>,
-    traffic: Arc<Traffic>,
-    /// Tells the connection that this is gone; an upgrade takes it elsewhere.
-    _gone: DropGuard,
-    /// Whether reads end at heads: HTTP/1 only.
-    by_heads: bool,
-    held: Vec<u8>,
-    /// How much of [`HEAD_END`] the last read ended with.
-    matched: usize,
-    /// A peer that takes no byte for so long is gone.
-    write_timeout: Duration,
-    write_stalled: Option<Pin<Box<Sleep>>>,
+    connection: Connection,
+    /// Fires no later than the connection's patience ends.
+    patience: Option<Pin<Box<Sleep>>>,
+    /// Completes when the connection is to close.
+    close: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// Since the peer takes no bytes: fires when it is gone.
+    stalled: Option<Pin<Box<Sleep>>>,
+    /// Bytes that were taken since.
+    taken: usize,
 }
 
 impl Wire {
-    /// `first` is what has already been read of the stream.
-    pub(super) fn new(
-        stream: Arc<TcpStream>,
-        traffic: Arc<Traffic>,
-        gone: DropGuard,
-        first: Vec<u8>,
-        by_heads: bool,
-        write_timeout: Duration,
-    ) -> Self {
-        {
-            let mut state = traffic.lock();
-            (state.held, state.holds) = (first.len(), by_heads);
-        }
-        Self { stream, traffic, _gone: gone, by_heads, held: first, matched: 0, write_timeout, write_stalled: None }
+    pub(super) fn new(connection: Connection) -> Self {
+        Self { connection, patience: None, close: None, stalled: None, taken: 0 }
     }
 
-    /// How many of these bytes to give to hyper: up to and including the end of a head.
-    fn cut(&mut self, bytes: &[u8]) -> usize {
-        if !self.by_heads {
-            return bytes.len();
-        }
-        for (index, byte) in bytes.iter().enumerate() {
-            self.matched = match *byte == HEAD_END[self.matched] {
-                true => self.matched + 1,
-                false => usize::from(*byte == HEAD_END[0]),
-            };
-            if self.matched == HEAD_END.len() {
-                self.matched = 0;
-                return index + 1;
+    /// Reads what the kernel has, if anything.
+    fn poll_socket(&self, cx: &mut Context<'_>, bytes: &mut [u8]) -> Poll<io::Result<usize>> {
+        let stream = self.connection.stream();
+        loop {
+            ready!(stream.poll_read_ready(cx))?;
+            match stream.try_read(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => {
+                    if matches!(read, Ok(count) if count < bytes.len()) {
+                        // there is no more: saves the read that would find nothing
+                        let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+                        let _ = stream.try_io(Interest::READABLE, nothing);
+                    }
+                    return Poll::Ready(read);
+                }
             }
         }
-        bytes.len()
     }
 
-    /// Notes what hyper is given, and since when a head is arriving.
-    fn delivered(&self, count: usize) {
-        let mut state = self.traffic.lock();
-        let now = Instant::now();
-        if state.in_flight == 0 && !state.has_more() {
-            state.since = now;
+    /// While a request is answered: completes when its client has gone, and reads nothing.
+    fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let stream = self.connection.stream();
+        loop {
+            ready!(stream.poll_read_ready(cx))?;
+            let mut byte = [std::mem::MaybeUninit::uninit()];
+            match stream.try_io(Interest::READABLE, || SockRef::from(stream).peek(&mut byte)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(0) => return Poll::Ready(Ok(())),
+                Ok(_) => {
+                    // the next request; hyper asks again when this one's answer is written
+                    self.connection.state().reread = true;
+                    return Poll::Pending;
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+            }
         }
-        state.heard = now;
-        state.delivered += count as u64;
-        state.held = self.held.len();
+    }
+
+    /// Between requests and within a head: completes, which to hyper is the stream's end, when the wait is over.
+    fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let connection = &self.connection;
+        let token = &connection.stages().close;
+        let close = self.close.get_or_insert_with(|| Box::pin(token.clone().cancelled_owned()));
+        let closes = token.is_cancelled() || close.as_mut().poll(cx).is_ready();
+        loop {
+            let Some((idle, since)) = connection.state().waiting() else { return Poll::Pending };
+            let limits = connection.limits();
+            let due = match (idle, closes) {
+                (false, _) => since + limits.header_timeout,
+                (true, false) => since + limits.idle_timeout,
+                // a request may be on its way at the stop; one that makes room for another goes at once
+                (true, true) => connection.stop_began().map_or(since, |began| began.max(since) + LAST_MOMENT),
+            };
+            let now = Instant::now();
+            if now < due {
+                let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due.into())));
+                if patience.is_elapsed() || patience.deadline() > due.into() {
+                    patience.as_mut().reset(due.into());
+                }
+                ready!(patience.as_mut().poll(cx));
+            } else if connection.has_unread() {
+                // the runtime has not heard of it yet, and will
+                return Poll::Pending;
+            } else if idle {
+                if !closes {
+                    count_timeout("idle");
+                }
+                connection.trace("closes: nothing is under way");
+                return Poll::Ready(Ok(()));
+            } else {
+                count_timeout("head");
+                return self.refuse(TIMED_OUT);
+            }
+        }
+    }
+
+    /// Says so while there is somebody to say it to, and ends.
+    fn refuse(&self, answer: &[u8]) -> Poll<io::Result<()>> {
+        let _ = self.connection.stream().try_write(answer);
+        Poll::Ready(Ok(()))
     }
 }
 
 impl Read for Wire {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let room = buf.remaining();
-        if room == 0 {
-            return Poll::Ready(Ok(()));
-        }
-        if this.held.is_empty() {
-            let mut read = [0; 8192];
-            let count = loop {
-                ready!(this.stream.poll_read_ready(cx))?;
-                match this.stream.try_read(&mut read[..room.min(8192)]) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    read => break read?,
+        let mut read = [0; READ];
+        loop {
+            let mut state = this.connection.state();
+            let held = std::mem::take(&mut state.held);
+            let answering = matches!(state.phase, Phase::Answering);
+            if answering && !held.is_empty() {
+                (state.held, state.reread) = (held, true);
+                return Poll::Pending;
+            }
+            drop(state);
+            if answering {
+                return this.poll_gone(cx);
+            }
+            let room = buf.remaining().min(READ);
+            let bytes = if held.is_empty() {
+                match this.poll_socket(cx, &mut read[..room])? {
+                    Poll::Ready(0) => return Poll::Ready(Ok(())),
+                    Poll::Ready(count) => &read[..count],
+                    Poll::Pending => return this.poll_patience(cx),
                 }
+            } else {
+                &held[..held.len().min(buf.remaining())]
             };
-            let whole = this.cut(&read[..count]);
-            this.held.extend_from_slice(&read[whole..count]);
-            buf.put_slice(&read[..whole]);
-            this.delivered(whole);
-        } else {
-            let held = std::mem::take(&mut this.held);
-            let whole = this.cut(&held[..held.len().min(room)]);
-            this.held = held[whole..].to_vec();
-            buf.put_slice(&held[..whole]);
-            this.delivered(whole);
+            let mut state = this.connection.state();
+            let Ok(ours) = state.take(bytes) else {
+                drop(state);
+                return this.refuse(NO_ROOM);
+            };
+            state.held = [&bytes[ours.end..], held.get(bytes.len()..).unwrap_or_default()].concat();
+            drop(state);
+            if !ours.is_empty() {
+                buf.put_slice(&bytes[ours]);
+                return Poll::Ready(Ok(()));
+            }
         }
-        Poll::Ready(Ok(()))
     }
 }
 
@@ -321,16 +188,23 @@ impl Write for Wire {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.traffic.flushed();
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.stalled.take().is_some() {
+            this.connection.state().stalled = None;
+        }
+        if let Some(reread) = this.connection.flushed() {
+            // hyper reads again only if it is woken; then the wait for the next request begins
+            let waits = this.patience.as_ref().is_some_and(|patience| !patience.is_elapsed());
+            if reread || !waits || this.connection.stages().close.is_cancelled() {
+                cx.waker().wake_by_ref();
+            }
+        }
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match SockRef::from(&*self.stream).shutdown(std::net::Shutdown::Write) {
-            Err(error) if error.kind() != io::ErrorKind::NotConnected => Poll::Ready(Err(error)),
-            _ => Poll::Ready(Ok(())),
-        }
+        Poll::Ready(self.connection.shut_down())
     }
 }
 
@@ -340,21 +214,35 @@ impl Wire {
         cx: &mut Context<'_>,
         try_write: impl Fn(&TcpStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
-        while let Poll::Ready(ready) = self.stream.poll_write_ready(cx) {
+        let stream = self.connection.stream();
+        while let Poll::Ready(ready) = stream.poll_write_ready(cx) {
             ready?;
-            match try_write(&self.stream) {
+            match try_write(stream) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 written => {
-                    self.write_stalled = None;
+                    self.taken += *written.as_ref().unwrap_or(&0);
+                    if self.taken >= PROGRESS && self.stalled.take().is_some() {
+                        self.connection.state().stalled = None;
+                    }
                     return Poll::Ready(written);
                 }
             }
         }
-        let timeout = self.write_timeout;
-        let stalled = self.write_stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        let timeout: Duration = self.connection.limits().request_timeout;
+        if self.stalled.is_none() {
+            self.connection.state().stalled = Some(Instant::now());
+            self.taken = 0;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
         ready!(stalled.as_mut().poll(cx));
-        metrics::counter!("http_server_timeouts_total", "bound" => "write").increment(1);
-        tracing::warn!(peer = ?self.stream.peer_addr().ok(), "dropped: it takes no bytes");
+        count_timeout("write");
+        tracing::warn!(peer = %self.connection.peer(), "dropped: it takes no bytes");
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes no bytes")))
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.connection.wire_is_gone();
     }
 }

@@ -80,7 +80,7 @@ fn describe() {
     gauge!("http_server_connections", "Open connections of the public server.");
     counter!("http_server_timeouts_total", "Peers that took too long, by what for.");
     counter!("http_server_shed_total", "Requests turned away with 503 by this process's own limits.");
-    counter!("http_server_cut_total", "Requests and streams that outlasted the drain.");
+    counter!("http_server_aborted_total", "Requests and streams that outlasted the drain.");
     counter!("http_server_bad_requests_total", "Requests that are not HTTP.");
     counter!("http_server_accept_errors_total", "Connections that could not be accepted.");
     gauge!("in_flight", "What is under way.");

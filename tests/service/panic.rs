@@ -2,35 +2,32 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use axum::{Router, body::Body, routing::get};
-use hyper::{Request, StatusCode};
+use crate::support::{Raw, eventually, s};
+use axum::{Router, routing::get};
 use service::{
     config::Config,
     lifecycle::{Lifecycle, Workers},
-    server::Middleware,
+    server::{Port, Server},
 };
-use tower::ServiceExt;
-
-use crate::support::{eventually, s};
 
 #[tokio::test]
-async fn one_in_a_handler_is_500_that_says_nothing_of_it_and_the_next_request_is_served() {
-    let url = ("DATABASE_URL".to_owned(), "postgres://nobody@127.0.0.1:1/nothing".to_owned());
-    let config = Config::from_env([url].into_iter()).expect("it is valid");
+async fn one_in_a_handler_is_500_and_the_next_is_served() {
+    let url = ("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing");
+    let env = [url, ("APP__HTTP__ADDRESS", "127.0.0.1:0")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let config = Config::from_env(env.into_iter()).expect("it is valid");
     let lifecycle = Lifecycle::new(&config.lifecycle, &config.readiness);
     let panics = async || -> &str { panic!("what nobody else is to know") };
     let router = Router::new().route("/panics", get(panics)).route("/well", get(async || "well"));
-    let router = Middleware::new(&config.http, &lifecycle).around(router);
-    let ask = async |path: &str| {
-        let request = Request::get(path).body(Body::empty()).expect("it is a request");
-        router.clone().oneshot(request).await.expect("a router does not fail")
-    };
-    let answer = ask("/panics").await;
-    assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
-    assert_eq!(answer.headers()["content-type"], "application/problem+json");
-    let body = axum::body::to_bytes(answer.into_body(), 4096).await.expect("it is short");
-    assert!(!String::from_utf8_lossy(&body).contains("nobody else"), "{body:?}");
-    assert_eq!(ask("/well").await.status(), StatusCode::OK);
+    let server = Server::bind(Port::Public, &config, &lifecycle).expect("a free port");
+    server.serve(router).expect("a file descriptor");
+    let mut raw = Raw::connect(server.address()).await;
+    raw.get("/panics").await;
+    let answer = raw.reply().await;
+    assert_eq!(answer.status, 500);
+    assert_eq!(answer.header("content-type"), "application/problem+json");
+    assert!(!answer.text().contains("nobody else"), "{answer:?}");
+    raw.get("/well").await;
+    assert_eq!(raw.reply().await.status, 200);
 }
 
 #[tokio::test]

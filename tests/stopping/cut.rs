@@ -32,12 +32,12 @@ async fn drain_with_a_job(stage: &Stage, service: &Service) {
 /// Begins the stop and waits for the cut of one thing of that kind: what the log and the exit code say.
 async fn cut_of(stage: &Stage, service: &Service, kind: &str) -> String {
     drain_with_a_job(stage, service).await;
-    crate::counted(service, "http_server_cut_total", &[("kind", kind)], 1.0).await;
-    assert_eq!(service.metric("http_server_cut_total", &[("kind", kind)]).await, Some(1.0));
+    crate::counted(service, "http_server_aborted_total", &[("kind", kind)], 1.0).await;
+    assert_eq!(service.metric("http_server_aborted_total", &[("kind", kind)]).await, Some(1.0));
     assert_eq!(service.exit(s(10)).await.code, Some(3));
     assert_eq!(service.step("drain_http").outcome, "timeout");
     let lines = service.log().into_iter().map(|line| line.to_string());
-    let mut named = lines.filter(|line| line.contains("\"ERROR\"") && line.contains("cut"));
+    let mut named = lines.filter(|line| line.contains("\"ERROR\"") && line.contains("aborted"));
     let line = named.next().expect("what was cut is named");
     assert_eq!(named.next(), None, "and nothing else is");
     line

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use crate::{
     CHEAP, Stage, alone, count, counted, kept, patient, slow,
     support::{
-        Connection, Launch, Raw, Service, Sse, WebSocket, always, eventually, get,
+        Connection, End, Launch, Raw, Service, Sse, WebSocket, always, eventually, get,
         http2::{END_HEADERS, END_STREAM, Http2, INITIAL_WINDOW_SIZE, frame, get_head, kind},
         ms, s,
     },
@@ -29,24 +29,45 @@ async fn with_two_connections(stage: &Stage) -> Service {
 }
 
 #[tokio::test]
-async fn over_max_connections_the_next_wait_in_the_backlog_and_admin_answers() {
+async fn over_max_connections_the_longest_idle_makes_room() {
     let stage = world().await;
     let service = with_two_connections(&stage).await;
-    let (one, _two) = (kept(&service).await, kept(&service).await);
-    let mut third = Raw::connect(service.http().await).await;
-    waits(&mut third).await;
-    assert_eq!(service.probe("/livez").await.status, 200);
+    let mut longest = kept(&service).await;
+    let mut other = kept(&service).await;
+    let mut third = kept(&service).await;
+    assert_eq!(longest.ends().await, End::Clean);
     assert_eq!(service.probe("/readyz").await.status, 200);
-    assert_eq!(service.metric("http_server_connections", &[]).await, Some(2.0));
-    drop(one);
-    assert_eq!(third.reply().await.status, 200);
+    assert_eq!(count(&service, "http_server_evicted_total", &[("server", "http")]).await, 1.0);
+    for raw in [&mut other, &mut third] {
+        raw.get(CHEAP).await;
+        assert_eq!(raw.reply().await.status, 200);
+    }
 }
 
 #[tokio::test]
-async fn those_in_the_backlog_for_want_of_a_place_are_answered_at_the_stop() {
+async fn over_max_connections_a_busy_one_is_left_alone() {
+    let stage = world().await;
+    let service = stage.service().set("http.max_connections", 2).set("catalog.timeout", "20s").ready().await;
+    let mut busy = [Raw::connect(service.http().await).await, Raw::connect(service.http().await).await];
+    for (raw, milliseconds) in busy.iter_mut().zip([2000, 2001]) {
+        raw.write(slow(milliseconds)).await;
+        under_way(&stage, milliseconds).await;
+    }
+    let mut third = Raw::connect(service.http().await).await;
+    waits(&mut third).await;
+    assert_eq!(service.probe("/livez").await.status, 200);
+    assert_eq!(third.reply().await.status, 200, "it takes the place of the first that is done");
+    for raw in &mut busy {
+        assert_eq!(raw.reply().await.status, 201);
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_a_connections_place_is_answered_at_the_stop() {
     let stage = world().await;
     let service = with_two_connections(&stage).await;
-    let _places = (kept(&service).await, kept(&service).await);
+    let _events = Sse::open(service.http().await, "/v1/orders/events", None).await;
+    let _more = Sse::open(service.http().await, "/v1/orders/events", None).await;
     let mut third = Raw::connect(service.http().await).await;
     waits(&mut third).await;
     crate::drain(&service).await;
