@@ -453,8 +453,8 @@ impl Connection {
 
     /// A request is done.
     fn rests(&self) {
-        if self.0.server.is_crowded() && matches!(self.idle(), Some((false, _))) {
-            self.make_room();
+        if matches!(self.idle(), Some((false, _))) {
+            self.0.server.evict(self);
         }
     }
 

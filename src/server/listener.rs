@@ -81,7 +81,7 @@ pub(super) struct Shared {
     /// For connections, `http.max_connections`.
     room: Arc<Semaphore>,
     open: Mutex<Slab<Connection>>,
-    /// Somebody waits for a connection to end.
+    /// A connection waits for another to end, and none has been told to.
     crowded: AtomicBool,
     stop_accepting: CancellationToken,
     /// The accept loop; empty when the listener is closed.
@@ -267,14 +267,11 @@ impl Shared {
             if let Ok(room) = Arc::clone(&self.room).try_acquire_owned() {
                 return room;
             }
-            self.crowded.store(true, Ordering::Relaxed);
+            self.crowded.store(true, Ordering::SeqCst);
             if let Some(longest) = self.longest_idle() {
-                metrics::counter!("http_server_evicted_total", "server" => self.port.name()).increment(1);
-                longest.make_room();
+                self.evict(&longest);
             }
-            let room = Arc::clone(&self.room).acquire_owned().await;
-            self.crowded.store(false, Ordering::Relaxed);
-            if let Ok(room) = room {
+            if let Ok(room) = Arc::clone(&self.room).acquire_owned().await {
                 return room;
             }
         }
@@ -287,9 +284,12 @@ impl Shared {
         idle.min_by_key(|(idle, _)| *idle).map(|(_, connection)| connection.clone())
     }
 
-    /// Whether a connection that is done had better end, because another waits for its place.
-    pub(super) fn is_crowded(&self) -> bool {
-        self.crowded.load(Ordering::Relaxed)
+    /// Ends a connection that only waits for its peer, if another waits for its place.
+    pub(super) fn evict(&self, connection: &Connection) {
+        if self.crowded.load(Ordering::SeqCst) && self.crowded.swap(false, Ordering::SeqCst) {
+            metrics::counter!("http_server_evicted_total", "server" => self.port.name()).increment(1);
+            connection.make_room();
+        }
     }
 
     fn open(&self) -> std::sync::MutexGuard<'_, Slab<Connection>> {
