@@ -8,7 +8,7 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A connection URL. What prints it shows no password; [`DatabaseUrl::reveal`] does.
-#[derive(Clone, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Deserialize)]
 pub struct DatabaseUrl(String);
 
 impl DatabaseUrl {
@@ -53,7 +53,7 @@ impl Serialize for DatabaseUrl {
 /// An address to listen on.
 pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
     let text = String::deserialize(deserializer)?;
-    text.parse().map_err(|_| serde::de::Error::custom("allowed is an address and a port such as 0.0.0.0:8080"))
+    text.parse().map_err(|_| serde::de::Error::custom("allowed is an address and a port such as [::]:8080"))
 }
 
 /// A size in bytes, with a unit.
@@ -79,6 +79,30 @@ pub(super) mod duration {
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         humantime::parse_duration(&String::deserialize(deserializer)?)
             .map_err(|_| serde::de::Error::custom("allowed is a duration such as 5s, 250ms or 1m30s"))
+    }
+}
+
+/// A duration, or `off`.
+pub(super) mod duration_or_off {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        match duration {
+            Some(duration) => super::duration::serialize(duration, serializer),
+            None => serializer.serialize_str("off"),
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "off" {
+            return Ok(None);
+        }
+        humantime::parse_duration(&text)
+            .map(Some)
+            .map_err(|_| serde::de::Error::custom("allowed is a duration such as 30m, or off"))
     }
 }
 

@@ -26,6 +26,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use super::Local;
 use super::body::{Answer, Counted};
 use super::listener::Shared;
 use super::wire::{Activity, Traffic, Wire, has_unread, has_unsent};
@@ -66,6 +67,7 @@ enum End {
 pub(super) struct Connection {
     stream: Arc<TcpStream>,
     peer: SocketAddr,
+    local: SocketAddr,
     traffic: Arc<Traffic>,
     shared: Arc<Shared>,
     router: Router,
@@ -83,8 +85,11 @@ impl Connection {
         router: Router,
         place: Option<OwnedSemaphorePermit>,
     ) -> Self {
+        // an IPv4 client of a dual-stack port is shown by its IPv4 address
+        let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+        let (peer, local) = (canonical(peer), stream.local_addr().map_or(([0; 4], 0).into(), canonical));
         let (stream, traffic) = (Arc::new(stream), Arc::new(Traffic::new()));
-        Self { stream, peer, traffic, shared, router, ended: CancellationToken::new(), _place: place }
+        Self { stream, peer, local, traffic, shared, router, ended: CancellationToken::new(), _place: place }
     }
 
     /// Serves it until it ends or is cut.
@@ -183,7 +188,7 @@ impl Connection {
             // heads and bodies of several streams come in turn: nothing is said of how far each has come
             self.traffic.request(Some(0));
             let counted = Counted(Arc::clone(&self.traffic));
-            let answered = answer(self.router.clone(), request, self.peer);
+            let answered = answer(self.router.clone(), request, self.peer, Local(self.local));
             async { Ok::<_, Infallible>(answered.await.map(|body| Answer::new(body, counted))) }
         });
         let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -230,7 +235,7 @@ impl Connection {
 
     async fn call(&self, request: hyper::Request<Incoming>, counted: Counted) -> Result<Response<Answer>, Infallible> {
         let version = request.version();
-        let response = answer(self.router.clone(), request, self.peer).await;
+        let response = answer(self.router.clone(), request, self.peer, Local(self.local)).await;
         let mut response = response.map(|body| Answer::new(body, counted));
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             self.traffic.upgraded();
@@ -389,8 +394,9 @@ fn count_timeout(bound: &'static str) {
     metrics::counter!("http_server_timeouts_total", "bound" => bound).increment(1);
 }
 
-async fn answer(router: Router, request: hyper::Request<Incoming>, peer: SocketAddr) -> Response {
+async fn answer(router: Router, request: hyper::Request<Incoming>, peer: SocketAddr, local: Local) -> Response {
     let mut request = request.map(Body::new);
     request.extensions_mut().insert(ConnectInfo(peer));
+    request.extensions_mut().insert(local);
     router.oneshot(request).await.unwrap_or_else(|never: Infallible| match never {})
 }

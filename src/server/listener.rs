@@ -1,11 +1,12 @@
 //! Listening, accepting, and the three stages of the stop: stop accepting, drain, cut.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use nix::errno::Errno;
 use socket2::{Domain, SockFilter, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -22,6 +23,10 @@ const BACKLOG: i32 = 4096;
 
 /// Longer than a round trip within a region: for handshakes that had begun when the listener stopped taking new ones.
 const HANDSHAKE: Duration = Duration::from_millis(100);
+
+/// What a host without IPv6 answers: the kernel has none, or no address.
+const NO_IPV6: i32 = Errno::EAFNOSUPPORT as i32;
+const NO_IPV6_ADDRESS: i32 = Errno::EADDRNOTAVAIL as i32;
 
 /// Out of file descriptors or memory: others must give some back first.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
@@ -194,8 +199,23 @@ impl Server {
     }
 }
 
+/// Binds `address`. `[::]` takes IPv4 connections as well, and is `0.0.0.0` on a host that has no IPv6.
 fn bind(address: SocketAddr) -> io::Result<(Socket, SocketAddr)> {
+    let every = address.is_ipv6() && address.ip().is_unspecified();
+    match bind_one(address) {
+        Err(error) if every && matches!(error.raw_os_error(), Some(NO_IPV6 | NO_IPV6_ADDRESS)) => {
+            bind_one((Ipv4Addr::UNSPECIFIED, address.port()).into())
+        }
+        bound => bound,
+    }
+}
+
+fn bind_one(address: SocketAddr) -> io::Result<(Socket, SocketAddr)> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    if address.is_ipv6() {
+        // whatever the host's default is
+        socket.set_only_v6(false)?;
+    }
     socket.set_nonblocking(true)?;
     // a restart must not wait for the last process's connections in TIME_WAIT
     socket.set_reuse_address(true)?;

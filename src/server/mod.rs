@@ -23,8 +23,14 @@ mod problem;
 mod streams;
 mod wire;
 
+use std::net::SocketAddr;
+
 pub use extract::{Json, Path, Query};
 pub use listener::{BindError, Limits, Server};
 pub use middleware::{Deadline, Middleware};
 pub use problem::{FieldError, Problem};
 pub use streams::{Drain, sse, websocket};
+
+/// This end of the connection that a request came on, among the request's extensions.
+#[derive(Debug, Clone, Copy)]
+pub struct Local(pub SocketAddr);

@@ -17,6 +17,7 @@ use std::{
 use binary::Service;
 use files::{deployment, dockerfile, kustomization, manifest, pod, read, seconds, setting, settings};
 use serde_json::{Value, json};
+use service::config::Config;
 
 /// The container that serves.
 fn serve() -> Value {
@@ -49,12 +50,11 @@ fn the_grace_period_is_one_number() {
 
 #[test]
 fn every_budget_of_the_stop_fits() {
-    let steps =
-        ["drain_delay", "drain_timeout", "worker_timeout", "grpc_timeout", "database_timeout", "telemetry_timeout"];
-    let sum: Duration = steps.iter().map(|step| seconds(&format!("lifecycle.{step}"))).sum();
-    let deadline = seconds("lifecycle.deadline");
-    assert!(sum <= deadline, "the steps take {sum:?}, the deadline is {deadline:?}");
-    assert!(deadline + Duration::from_secs(2) <= seconds("lifecycle.termination_grace_period"));
+    let url = ("DATABASE_URL".to_owned(), "postgres://localhost/none".to_owned());
+    let lifecycle = Config::from_env([url].into_iter()).expect("the defaults are valid").lifecycle;
+    let sum: Duration = lifecycle.budgets().iter().map(|(_, budget)| *budget).sum();
+    assert!(sum <= lifecycle.deadline, "the steps take {sum:?}, the deadline is {:?}", lifecycle.deadline);
+    assert!(lifecycle.deadline + Duration::from_secs(2) <= lifecycle.termination_grace_period);
 }
 
 #[test]

@@ -79,8 +79,8 @@ async fn every_command_that_reads_settings_refuses_wrong_ones() {
 
 #[tokio::test]
 async fn a_stop_that_does_not_fit_the_deadline_names_the_numbers_to_change() {
-    let faults = faults(config().set("lifecycle.drain_timeout", "20s")).await;
-    assert_names(&faults, &["lifecycle.deadline", "25s", "33s", "lifecycle.drain_timeout"]);
+    let faults = faults(config().set("lifecycle.drain_http", "20s")).await;
+    assert_names(&faults, &["lifecycle.deadline", "25s", "33s", "lifecycle.drain_http"]);
 }
 
 #[tokio::test]

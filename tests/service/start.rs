@@ -19,7 +19,7 @@ async fn stops_at_once(service: &Service) {
 
 /// The settings of a stop as they are in production: none of its budgets may be spent.
 fn patient(launch: Launch) -> Launch {
-    launch.unset("lifecycle.drain_delay").unset("lifecycle.drain_timeout").unset("readiness.interval")
+    launch.unset("lifecycle.drain_delay").unset("lifecycle.drain_http").unset("readiness.interval")
 }
 
 #[tokio::test]

@@ -60,7 +60,7 @@ impl Collector {
 /// A request's span is there when the service has ended: the last step sends what has not been sent.
 async fn traces_a_request(collector: &Collector, launch: Launch) {
     // a handshake takes a debug build its time
-    let service = launch.set("lifecycle.telemetry_timeout", "5s").ready().await;
+    let service = launch.set("lifecycle.telemetry", "5s").ready().await;
     let request = get("/openapi.json").with("traceparent", &format!("00-{TRACE}-00f067aa0ba902b7-01"));
     assert_eq!(service.send(request).await.status, 200);
     assert_eq!(service.stop().await.code, Some(0));

@@ -133,8 +133,8 @@ async fn with_every_worker_blocked_it_is_503_in_time_and_recovers() {
 /// A stop of at most three seconds.
 fn brief(launch: Launch) -> Launch {
     let launch = launch.set("lifecycle.deadline", "3s").set("lifecycle.drain_delay", "200ms");
-    let steps = ["drain", "worker", "grpc", "database", "telemetry"];
-    steps.into_iter().fold(launch, |launch, step| launch.set(&format!("lifecycle.{step}_timeout"), "500ms"))
+    let steps = ["drain_http", "drain_workers", "grpc_channel", "database_pool", "telemetry"];
+    steps.into_iter().fold(launch, |launch, step| launch.set(&format!("lifecycle.{step}"), "500ms"))
 }
 
 #[tokio::test]

@@ -75,10 +75,10 @@ async fn the_hook_repeated_for_as_long_as_it_lasts_is_one_stop() {
 async fn the_deadline_counts_from_the_first_trigger() {
     let stage = world().await;
     let mut launch = stage.service().set("lifecycle.deadline", "4s").set("lifecycle.drain_delay", "1s");
-    for step in ["drain", "grpc", "database", "telemetry"] {
-        launch = launch.set(&format!("lifecycle.{step}_timeout"), "100ms");
+    for step in ["drain_http", "grpc_channel", "database_pool", "telemetry"] {
+        launch = launch.set(&format!("lifecycle.{step}"), "100ms");
     }
-    let service = launch.set("lifecycle.worker_timeout", "2600ms").ready().await;
+    let service = launch.set("lifecycle.drain_workers", "2600ms").ready().await;
     // The steps have nobody to run them: each takes its whole budget, and all of them more than the deadline, but less
     // than one that is counted from the signal.
     let _halted = Halted::threads(service.pid(), "tokio-rt-worker");

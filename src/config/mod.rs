@@ -6,6 +6,7 @@
 mod load;
 mod values;
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -13,10 +14,11 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
 
 pub use load::{Fault, InvalidConfig};
 pub use values::DatabaseUrl;
-use values::{address, duration, limit, size};
+use values::{address, duration, duration_or_off, limit, size};
 
 /// How much longer than the deadline the grace period must be: the time a kubelet may take from a container's exit to
 /// seeing it, and the clock's start before ours.
@@ -59,8 +61,14 @@ pub struct Http {
     /// The largest request body.
     #[serde(deserialize_with = "size")]
     pub body_limit: ByteSize,
+    /// Bytes of heads and bodies held at once, of all requests together.
+    #[serde(deserialize_with = "size")]
+    pub max_buffered: ByteSize,
     /// Connections open at once.
     pub max_connections: usize,
+    /// How old a connection may become before its client is asked to make a new one.
+    #[serde(with = "duration_or_off")]
+    pub max_connection_age: Option<Duration>,
     /// Requests at once.
     pub max_in_flight: usize,
 }
@@ -81,19 +89,19 @@ pub struct Lifecycle {
     pub drain_delay: Duration,
     /// For requests in flight and streams.
     #[serde(with = "duration")]
-    pub drain_timeout: Duration,
+    pub drain_http: Duration,
     /// For jobs that run.
     #[serde(with = "duration")]
-    pub worker_timeout: Duration,
+    pub drain_workers: Duration,
     /// For the gRPC channel to close.
     #[serde(with = "duration")]
-    pub grpc_timeout: Duration,
+    pub grpc_channel: Duration,
     /// For the pool to close.
     #[serde(with = "duration")]
-    pub database_timeout: Duration,
+    pub database_pool: Duration,
     /// For telemetry to be flushed.
     #[serde(with = "duration")]
-    pub telemetry_timeout: Duration,
+    pub telemetry: Duration,
     /// From the first stop signal to the exit.
     #[serde(with = "duration")]
     pub deadline: Duration,
@@ -124,7 +132,7 @@ pub struct Readiness {
     pub failures: u32,
     /// What a failing database means for readiness.
     pub postgres: Policy,
-    /// What a failing catalogue means for readiness.
+    /// What a failing catalog means for readiness.
     pub catalog: Policy,
 }
 
@@ -132,9 +140,11 @@ pub struct Readiness {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(try_from = "String", rename_all = "lowercase")]
 pub enum Policy {
-    /// `/readyz` is 503 while it fails.
+    /// `/readyz` is 503 while the check fails.
     Required,
-    /// It is reported and changes nothing.
+    /// `/readyz` is 503 until the check has passed once; after that the check is only reported.
+    Startup,
+    /// The check is only reported.
     Advisory,
 }
 
@@ -166,7 +176,7 @@ pub struct Catalog {
     /// For a call, its retries included.
     #[serde(with = "duration")]
     pub timeout: Duration,
-    /// Between two readings of the whole catalogue.
+    /// Between two readings of the whole catalog.
     #[serde(with = "duration")]
     pub refresh_interval: Duration,
 }
@@ -181,9 +191,11 @@ pub struct Worker {
     pub poll_interval: Duration,
 }
 
-/// Logs; traces follow OpenTelemetry's own `OTEL_*` variables and the log's level `RUST_LOG`.
+/// Logs; traces follow OpenTelemetry's own `OTEL_*` variables.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct Telemetry {
+    /// What is logged: directives such as `info` or `info,service=debug`.
+    pub log_filter: String,
     /// How a log line looks.
     pub log_format: LogFormat,
 }
@@ -198,14 +210,26 @@ pub enum LogFormat {
     Pretty,
 }
 
+impl Policy {
+    /// The policy's name in settings, probes and on the status page.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Required => "required",
+            Self::Startup => "startup",
+            Self::Advisory => "advisory",
+        }
+    }
+}
+
 impl TryFrom<String> for Policy {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         match text.as_str() {
             "required" => Ok(Self::Required),
+            "startup" => Ok(Self::Startup),
             "advisory" => Ok(Self::Advisory),
-            _ => Err("allowed is required or advisory"),
+            _ => Err("allowed is required, startup or advisory"),
         }
     }
 }
@@ -233,6 +257,46 @@ impl Config {
         self.catalog.check(&mut check);
         check.number("worker.concurrency", self.worker.concurrency, 1..=1000);
         check.duration("worker.poll_interval", self.worker.poll_interval, MOMENT);
+        if EnvFilter::builder().parse(&self.telemetry.log_filter).is_err() {
+            let allowed = "directives such as info or info,service=debug, here or in RUST_LOG";
+            check.fault("telemetry.log_filter", self.telemetry.log_filter.clone(), allowed);
+        }
+    }
+}
+
+/// A setting that two configurations differ in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// `section.key`.
+    pub setting: String,
+    /// The value before, with secrets redacted.
+    pub from: String,
+    /// The value after, with secrets redacted.
+    pub to: String,
+}
+
+impl Config {
+    /// What differs in `new`. A changed password is a change whose two values look the same.
+    pub fn changes(&self, new: &Self) -> Vec<Change> {
+        let (before, after) = (self.redacted(), new.redacted());
+        let secret = (self.database.url != new.database.url).then_some("database.url");
+        let changed = |(setting, from): (&String, &String)| {
+            let to = after.get(setting).cloned().unwrap_or_default();
+            let differs = *from != to || secret == Some(setting);
+            differs.then(|| Change { setting: setting.clone(), from: from.clone(), to })
+        };
+        before.iter().filter_map(changed).collect()
+    }
+
+    /// Every setting as text, secrets redacted.
+    fn redacted(&self) -> BTreeMap<String, String> {
+        let sections = toml::Table::try_from(self).expect("every setting can be printed");
+        let keys = sections.into_iter().flat_map(|(section, keys)| {
+            let toml::Value::Table(keys) = keys else { unreachable!("each field of Config is a section") };
+            keys.into_iter().map(move |(key, value)| (format!("{section}.{key}"), value))
+        });
+        let text = |value: toml::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        keys.map(|(setting, value)| (setting, text(value))).collect()
     }
 }
 
@@ -242,7 +306,15 @@ impl Http {
         check.duration("http.header_timeout", self.header_timeout, PATIENCE);
         check.duration("http.idle_timeout", self.idle_timeout, PATIENCE);
         check.size("http.body_limit", self.body_limit, ByteSize::b(1)..=ByteSize::gib(1));
+        check.size("http.max_buffered", self.max_buffered, ByteSize::mib(1)..=ByteSize::tib(1));
+        if self.max_buffered < self.body_limit {
+            let least = format!("at least http.body_limit, {}: raise it or lower that", self.body_limit);
+            check.fault("http.max_buffered", self.max_buffered.to_string(), least);
+        }
         check.number("http.max_connections", self.max_connections, 1..=1_000_000);
+        if let Some(age) = self.max_connection_age {
+            check.duration("http.max_connection_age", age, Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3600));
+        }
         check.number("http.max_in_flight", self.max_in_flight, 1..=1_000_000);
     }
 }
@@ -252,11 +324,11 @@ impl Lifecycle {
     pub fn budgets(&self) -> [(&'static str, Duration); 6] {
         [
             ("lifecycle.drain_delay", self.drain_delay),
-            ("lifecycle.drain_timeout", self.drain_timeout),
-            ("lifecycle.worker_timeout", self.worker_timeout),
-            ("lifecycle.grpc_timeout", self.grpc_timeout),
-            ("lifecycle.database_timeout", self.database_timeout),
-            ("lifecycle.telemetry_timeout", self.telemetry_timeout),
+            ("lifecycle.drain_http", self.drain_http),
+            ("lifecycle.drain_workers", self.drain_workers),
+            ("lifecycle.grpc_channel", self.grpc_channel),
+            ("lifecycle.database_pool", self.database_pool),
+            ("lifecycle.telemetry", self.telemetry),
         ]
     }
 
