@@ -187,3 +187,22 @@ async fn a_file_that_cannot_be_read_is_named_and_not_quoted() {
     let path = broken.path().display().to_string();
     assert_names(&faults_of(&path).await, &["APP_CONFIG"]);
 }
+
+#[tokio::test]
+async fn the_log_filter_is_rust_logs_and_ours_goes_over_it() {
+    let filter = async |launch: Launch| settings(&launch.run().await.stdout)["telemetry"]["log_filter"].to_string();
+    assert_eq!(filter(config()).await, "\"info\"");
+    assert_eq!(filter(config().env("RUST_LOG", "")).await, "\"info\"", "as if it were not set");
+    assert_eq!(filter(config().env("RUST_LOG", "warn")).await, "\"warn\"");
+    let file = file("[telemetry]\nlog_filter = \"debug\"\n");
+    assert_eq!(filter(config().env("APP_CONFIG", file.path().display())).await, "\"debug\"");
+    assert_eq!(filter(config().env("RUST_LOG", "warn").set("telemetry.log_filter", "error")).await, "\"error\"");
+    let faults = faults(config().env("RUST_LOG", "service=loud")).await;
+    assert_names(&faults, &["telemetry.log_filter", "service=loud", "RUST_LOG"]);
+}
+
+#[tokio::test]
+async fn a_body_that_could_never_be_held_is_a_fault() {
+    let faults = faults(config().set("http.body_limit", "64MiB")).await;
+    assert_names(&faults, &["http.max_buffered", "32.0 MiB", "64.0 MiB", "http.body_limit"]);
+}

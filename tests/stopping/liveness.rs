@@ -5,13 +5,16 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     path::Path,
-    process::Command,
     time::{Duration, Instant},
 };
 
 use crate::{
     CHEAP, Stage, alone, serves,
-    support::{Connection, Launch, Service, Signal, always, eventually, get, ms, os::Halted, s},
+    support::{
+        Connection, Launch, Service, Signal, always, eventually, get, ms,
+        os::{Halted, library},
+        s,
+    },
     world,
 };
 
@@ -92,7 +95,7 @@ async fn time_in_which_the_whole_process_stood_still_is_no_stall_of_its_workers(
     let service = stage.service().set("lifecycle.stall_threshold", "2s").ready().await;
     let halted = Halted::threads(service.pid(), WORKERS);
     // past the watchdog's next tick: it waits for a heartbeat when all stands still
-    tokio::time::sleep(ms(400)).await;
+    tokio::time::sleep(ms(700)).await;
     service.signal(Signal::STOP);
     tokio::time::sleep(ms(2500)).await;
     service.signal(Signal::CONT);
@@ -177,16 +180,6 @@ async fn with_its_control_thread_stuck_it_is_gone_at_the_deadline_with_exit_code
     let exit = service.exit(s(10)).await;
     assert_eq!(exit.code, Some(3));
     assert!(exit.at - asked < ms(5700), "{:?}", exit.at - asked);
-}
-
-/// A library that the loader puts before the system's own.
-fn library(folder: &Path, code: &str) -> String {
-    let (source, library) = (folder.join("library.c"), folder.join("library.so"));
-    std::fs::write(&source, code).expect("the folder is ours");
-    // the linker of every Rust program
-    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status();
-    assert!(built.expect("cc is there").success());
-    library.display().to_string()
 }
 
 /// Makes the lookup of `hung.invalid` take a minute.
