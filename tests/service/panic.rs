@@ -14,7 +14,7 @@ use tower::ServiceExt;
 use crate::support::{eventually, s};
 
 #[tokio::test]
-async fn one_in_a_handler_is_500_that_says_nothing_of_it_and_the_next_request_is_served() {
+async fn a_panic_in_a_handler_is_500_and_the_next_request_is_served() {
     let url = ("DATABASE_URL".to_owned(), "postgres://nobody@127.0.0.1:1/nothing".to_owned());
     let config = Config::from_env([url].into_iter()).expect("it is valid");
     let lifecycle = Lifecycle::new(&config.lifecycle, &config.readiness);

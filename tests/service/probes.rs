@@ -123,7 +123,7 @@ async fn a_probe_asks_no_dependency() {
 }
 
 #[tokio::test]
-async fn startup_and_liveness_are_the_processs_own_while_the_database_is_away() {
+async fn the_database_is_no_matter_of_startupz_and_livez() {
     let world = World::new().await;
     let proxy = Proxy::before(world.database.address());
     proxy.blackhole();
