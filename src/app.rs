@@ -1,20 +1,19 @@
 //! The composition root: the parts in the order they start, and the stop in the order they end. What is to be closed in
 //! order is on this page; the admin server answers until the exit, and background work ends with phase `stopping`.
 
-use std::num::NonZero;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use parking_lot::Mutex;
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::Handle;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::admin::{self, Admin};
 use crate::config::{Change, Config};
 use crate::grpc::Peer;
-use crate::lifecycle::{Control, Lifecycle, Plan, Workers};
+use crate::lifecycle::{self, Control, Lifecycle, Plan, Workers};
 use crate::orders::Orders;
 use crate::postgres::Postgres;
 use crate::server::{self, Limits, Middleware, Server};
@@ -28,21 +27,13 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 /// # Errors
 /// What keeps it from starting: a taken address, a malformed URL.
 pub fn serve(config: &Config, control: Control, telemetry: &Telemetry) -> anyhow::Result<ExitCode> {
-    let main = runtime().context("cannot start the runtime")?;
+    let main = lifecycle::main_runtime().context("cannot start the runtime")?;
     let lifecycle = Lifecycle::new(&config.lifecycle, &config.readiness);
     let (start, stop) = {
         let _context = main.enter();
         compose(config, &lifecycle, telemetry, control.handle(), main.handle())?
     };
     Ok(control.run(&lifecycle, main, start, stop, reload(config)))
-}
-
-/// The main runtime. With one thread a handler that computes would hold up all others, so there are at least two,
-/// whatever the CPU request or quota.
-fn runtime() -> std::io::Result<Runtime> {
-    let asked = std::env::var("TOKIO_WORKER_THREADS").ok().and_then(|threads| threads.parse().ok());
-    let threads = asked.or_else(|| std::thread::available_parallelism().ok()).map_or(2, NonZero::get);
-    Builder::new_multi_thread().worker_threads(threads.max(2)).enable_all().build()
 }
 
 /// What SIGHUP does: reads the settings again, and hands each part that can change while it runs what has changed.

@@ -3,10 +3,10 @@
 //! `config/default.toml` lists each with its default and its meaning and is compiled in; [`Config::load`] lays a file
 //! and the environment over it (see [`load`]). A setting that is read anywhere is a field here.
 
+mod changes;
 mod load;
 mod values;
 
-use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -16,8 +16,9 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
+pub use changes::Change;
 pub use load::{Fault, InvalidConfig};
-pub use values::DatabaseUrl;
+pub use values::{DatabaseUrl, LogFormat, Policy};
 use values::{address, duration, duration_or_off, limit, size};
 
 /// How much longer than the deadline the grace period must be: the time a kubelet may take from a container's exit to
@@ -136,18 +137,6 @@ pub struct Readiness {
     pub catalog: Policy,
 }
 
-/// What a failing check means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(try_from = "String", rename_all = "lowercase")]
-pub enum Policy {
-    /// `/readyz` is 503 while the check fails.
-    Required,
-    /// `/readyz` is 503 until the check has passed once; after that the check is only reported.
-    Startup,
-    /// The check is only reported.
-    Advisory,
-}
-
 /// PostgreSQL.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct Database {
@@ -200,52 +189,6 @@ pub struct Telemetry {
     pub log_format: LogFormat,
 }
 
-/// How a log line looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(try_from = "String", rename_all = "lowercase")]
-pub enum LogFormat {
-    /// One JSON object a line, for machines.
-    Json,
-    /// Coloured text, for people.
-    Pretty,
-}
-
-impl Policy {
-    /// The policy's name in settings, probes and on the status page.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Required => "required",
-            Self::Startup => "startup",
-            Self::Advisory => "advisory",
-        }
-    }
-}
-
-impl TryFrom<String> for Policy {
-    type Error = &'static str;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        match text.as_str() {
-            "required" => Ok(Self::Required),
-            "startup" => Ok(Self::Startup),
-            "advisory" => Ok(Self::Advisory),
-            _ => Err("allowed is required, startup or advisory"),
-        }
-    }
-}
-
-impl TryFrom<String> for LogFormat {
-    type Error = &'static str;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        match text.as_str() {
-            "json" => Ok(Self::Json),
-            "pretty" => Ok(Self::Pretty),
-            _ => Err("allowed is json or pretty"),
-        }
-    }
-}
-
 impl Config {
     /// What no single type can say: ranges, and settings that must agree.
     fn check(&self, faults: &mut Vec<Fault>) {
@@ -261,42 +204,6 @@ impl Config {
             let allowed = "directives such as info or info,service=debug, here or in RUST_LOG";
             check.fault("telemetry.log_filter", self.telemetry.log_filter.clone(), allowed);
         }
-    }
-}
-
-/// A setting that two configurations differ in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
-    /// `section.key`.
-    pub setting: String,
-    /// The value before, with secrets redacted.
-    pub from: String,
-    /// The value after, with secrets redacted.
-    pub to: String,
-}
-
-impl Config {
-    /// What differs in `new`. A changed password is a change whose two values look the same.
-    pub fn changes(&self, new: &Self) -> Vec<Change> {
-        let (before, after) = (self.redacted(), new.redacted());
-        let secret = (self.database.url != new.database.url).then_some("database.url");
-        let changed = |(setting, from): (&String, &String)| {
-            let to = after.get(setting).cloned().unwrap_or_default();
-            let differs = *from != to || secret == Some(setting);
-            differs.then(|| Change { setting: setting.clone(), from: from.clone(), to })
-        };
-        before.iter().filter_map(changed).collect()
-    }
-
-    /// Every setting as text, secrets redacted.
-    fn redacted(&self) -> BTreeMap<String, String> {
-        let sections = toml::Table::try_from(self).expect("every setting can be printed");
-        let keys = sections.into_iter().flat_map(|(section, keys)| {
-            let toml::Value::Table(keys) = keys else { unreachable!("each field of Config is a section") };
-            keys.into_iter().map(move |(key, value)| (format!("{section}.{key}"), value))
-        });
-        let text = |value: toml::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        keys.map(|(setting, value)| (setting, text(value))).collect()
     }
 }
 

@@ -1,4 +1,4 @@
-//! How values are written: durations, limits, and a URL that keeps its password to itself.
+//! How values are written: choices, durations, limits, and a URL that keeps its password to itself.
 
 use std::fmt::{self, Display};
 use std::net::SocketAddr;
@@ -47,6 +47,64 @@ impl fmt::Debug for DatabaseUrl {
 impl Serialize for DatabaseUrl {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+/// What a failing check means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", rename_all = "lowercase")]
+pub enum Policy {
+    /// `/readyz` is 503 while the check fails.
+    Required,
+    /// `/readyz` is 503 until the check has passed once; after that the check is only reported.
+    Startup,
+    /// The check is only reported.
+    Advisory,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object a line, for machines.
+    Json,
+    /// Coloured text, for people.
+    Pretty,
+}
+
+impl Policy {
+    /// The policy's name in settings, probes and on the status page.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Required => "required",
+            Self::Startup => "startup",
+            Self::Advisory => "advisory",
+        }
+    }
+}
+
+impl TryFrom<String> for Policy {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match text.as_str() {
+            "required" => Ok(Self::Required),
+            "startup" => Ok(Self::Startup),
+            "advisory" => Ok(Self::Advisory),
+            _ => Err("allowed is required, startup or advisory"),
+        }
+    }
+}
+
+impl TryFrom<String> for LogFormat {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match text.as_str() {
+            "json" => Ok(Self::Json),
+            "pretty" => Ok(Self::Pretty),
+            _ => Err("allowed is json or pretty"),
+        }
     }
 }
 

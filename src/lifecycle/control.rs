@@ -2,6 +2,7 @@
 //! are answered and budgets kept however busy or wedged the rest is.
 
 use std::io;
+use std::num::NonZero;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,6 +18,20 @@ use super::{Exit, Lifecycle, Outcome, Plan, Trigger, deadline, watchdog};
 
 /// For the main runtime's threads to end once everything on them is closed; one that hangs is left behind.
 const THREADS_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Fewer worker threads than this, and a handler that computes holds up all others.
+const LEAST_THREADS: usize = 2;
+
+/// The runtime for the work: `TOKIO_WORKER_THREADS` threads, or one a processor, and at least two, whatever the CPU
+/// request or quota.
+///
+/// # Errors
+/// If the system has no threads or file descriptors left.
+pub fn main_runtime() -> io::Result<Runtime> {
+    let asked = std::env::var("TOKIO_WORKER_THREADS").ok().and_then(|threads| threads.parse().ok());
+    let threads = asked.or_else(|| std::thread::available_parallelism().ok()).map_or(LEAST_THREADS, NonZero::get);
+    Builder::new_multi_thread().worker_threads(threads.max(LEAST_THREADS)).enable_all().build()
+}
 
 /// The thread that makes it, which should be the process's first, with the signal handlers installed.
 #[derive(Debug)]

@@ -39,7 +39,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use control::Control;
+pub use control::{Control, main_runtime};
 pub use exit::Exit;
 pub use in_flight::{Guard, InFlight, Kind};
 pub use phase::Phase;
