@@ -15,7 +15,9 @@ use tokio::runtime::Handle;
 use super::{Lifecycle, memory};
 use crate::config;
 
-const TICK: Duration = Duration::from_millis(500);
+/// A look costs a wake-up of each runtime, so there are no more of them than a stall needs to be seen in time.
+const LOOKS_PER_STALL: u32 = 4;
+const LONGEST_TICK: Duration = Duration::from_secs(1);
 
 /// After a tick that is later than this, the machine is to blame for the silence, and not the runtime.
 const LATE: Duration = Duration::from_millis(250);
@@ -136,7 +138,8 @@ impl Liveness {
 /// Watches the main runtime from the control thread, for ever.
 pub(super) async fn watch(lifecycle: Lifecycle, main: Handle) {
     let liveness = lifecycle.liveness();
-    let mut ticks = tokio::time::interval(TICK);
+    let tick = LONGEST_TICK.min(liveness.stall_threshold / LOOKS_PER_STALL);
+    let mut ticks = tokio::time::interval(tick);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut heartbeat = beat(&main, &lifecycle);
     let mut last = Instant::now();
@@ -148,7 +151,7 @@ pub(super) async fn watch(lifecycle: Lifecycle, main: Handle) {
         if heartbeat.load(Ordering::Relaxed) {
             stalled = Duration::ZERO;
             heartbeat = beat(&main, &lifecycle);
-        } else if since < TICK + LATE {
+        } else if since < tick + LATE {
             stalled += since;
         }
         let was_running = liveness.is_running();

@@ -30,6 +30,8 @@ async fn drain_alone_stops_it() {
     let began = Instant::now();
     assert_eq!(service.drain().await.status, 200);
     assert_eq!(service.probe("/readyz").await.status, 503, "as soon as it is answered");
+    let begun = service.metric("lifecycle_stops_begun_total", &[("trigger", "pre-stop")]).await;
+    assert_eq!(begun, Some(1.0));
     ends_once(&service, began).await;
 }
 

@@ -94,7 +94,7 @@ async fn time_in_which_the_whole_process_is_stopped_is_no_stall() {
     let stage = world().await;
     let service = stage.service().set("lifecycle.stall_threshold", "2s").ready().await;
     let halted = Halted::threads(service.pid(), WORKERS);
-    // past the watchdog's next tick: it waits for a heartbeat when all stands still
+    // past the watchdog's next look: it waits for a heartbeat when all stands still
     tokio::time::sleep(ms(700)).await;
     service.signal(Signal::STOP);
     tokio::time::sleep(ms(2500)).await;
