@@ -5,14 +5,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::runtime::{Handle, Runtime};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::admin::Admin;
-use crate::config::Config;
+use crate::config::{Change, Config};
 use crate::grpc::Peer;
-use crate::lifecycle::{Control, Lifecycle, Plan, Workers};
+use crate::lifecycle::{self, Control, Lifecycle, Plan, Workers};
 use crate::orders::Orders;
 use crate::postgres::Postgres;
 use crate::server::{self, Port, Server};
@@ -24,15 +25,32 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 /// Runs the service until it is stopped; the exit code says how that went.
 ///
 /// # Errors
-/// What keeps it from starting: an address that is taken, a URL that is none.
+/// What keeps it from starting: a taken address, a malformed URL.
 pub fn serve(config: &Config, control: Control, telemetry: &Telemetry) -> anyhow::Result<ExitCode> {
-    let main = Runtime::new().context("cannot start the runtime")?;
+    let main = lifecycle::main_runtime().context("cannot start the runtime")?;
     let lifecycle = Lifecycle::new(&config.lifecycle, &config.readiness);
     let (start, stop) = {
         let _context = main.enter();
         compose(config, &lifecycle, telemetry, control.handle(), main.handle())?
     };
-    Ok(control.run(&lifecycle, main, start, stop))
+    Ok(control.run(&lifecycle, main, start, stop, reload(config)))
+}
+
+/// What SIGHUP does: reads the settings again, and hands each part that can change while it runs what has changed.
+fn reload(config: &Config) -> impl Fn() + Send + Sync + 'static {
+    let running = Mutex::new(config.clone());
+    move || {
+        let new = match Config::load() {
+            Ok(new) => new,
+            Err(error) => return tracing::error!(%error, "settings are not read again"),
+        };
+        let mut running = running.lock();
+        for Change { setting, from, to } in running.changes(&new) {
+            tracing::info!(setting, from, to, "setting has changed: it takes effect at the next start");
+        }
+        *running = new;
+        tracing::info!("settings are read again");
+    }
 }
 
 /// The contract of the public API.
@@ -77,7 +95,10 @@ fn compose(
     let router = server::docs::documented(api);
 
     let metrics = telemetry.metrics();
-    lifecycle.background(metrics.clone().upkeep());
+    lifecycle.background("metrics", {
+        let metrics = metrics.clone();
+        move || metrics.clone().upkeep()
+    });
     let gauges = gauges(lifecycle, &http, &postgres, main);
     // a server runs where it is told to serve: this one on the control thread
     let context = control.enter();
@@ -102,13 +123,13 @@ fn compose(
         .step("unready", AT_ONCE, async move { unready.claim_nothing() })
         .step("drain_delay", budget.drain_delay, lifecycle.clone().drain_delay())
         .step("stop_accepting", AT_ONCE, http.clone().stop_accepting())
-        .step("drain_http", budget.drain_timeout, http.clone().drain())
-        .or_cut(move || http.abort())
-        .step("drain_workers", budget.worker_timeout, workers.clone().drain())
-        .or_cut(move || workers.cut())
-        .step("grpc_channel", budget.grpc_timeout, catalog.close())
-        .step("database_pool", budget.database_timeout, postgres.close())
-        .step("telemetry", budget.telemetry_timeout, telemetry.traces().close());
+        .step("drain_http", budget.drain_http, http.clone().drain())
+        .or_abort(move || http.abort())
+        .step("drain_workers", budget.drain_workers, workers.clone().drain())
+        .or_abort(move || workers.abort())
+        .step("grpc_channel", budget.grpc_channel, catalog.close())
+        .step("database_pool", budget.database_pool, postgres.close())
+        .step("telemetry", budget.telemetry, telemetry.traces().close());
     Ok((start, plan))
 }
 

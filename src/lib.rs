@@ -8,6 +8,5 @@ pub mod grpc;
 pub mod lifecycle;
 pub mod orders;
 pub mod postgres;
-pub mod probe;
 pub mod server;
 pub mod telemetry;

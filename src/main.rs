@@ -4,29 +4,27 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use service::config::Config;
-use service::lifecycle::Control;
+use service::lifecycle::{Control, Exit};
 use service::postgres::Postgres;
 use service::telemetry::{Telemetry, chain};
-use service::{app, probe};
+use service::{admin, app};
 
 /// musl's allocator takes one lock for all threads.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const RUNTIME_FAILURE: u8 = 1;
-const BAD_CONFIGURATION: u8 = 2;
-
 /// Without a command it serves.
 #[derive(Parser)]
-#[command(name = env!("CARGO_PKG_NAME"), version, about, after_help = EXIT_CODES)]
+#[command(name = env!("CARGO_PKG_NAME"), version, about, after_help = after_help())]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
 }
 
-const EXIT_CODES: &str =
-    "Exit codes: 0 clean, 1 runtime failure, 2 bad configuration, 3 a deadline passed, 128+N a second signal.
-Settings: config/default.toml lists them all; APP__SECTION__KEY in the environment sets one.";
+fn after_help() -> String {
+    let settings = "Settings: config/default.toml lists them all; APP__SECTION__KEY in the environment sets one.";
+    format!("{}\n{settings}", Exit::HELP)
+}
 
 #[derive(Subcommand)]
 enum Command {
@@ -55,13 +53,13 @@ enum Probe {
 }
 
 fn main() -> ExitCode {
-    // first of all: as PID 1, a process is not given a signal that it has no handler for
+    // first of all: the kernel discards a signal to PID 1 that has no handler
     let control = Control::new();
     let cli = Cli::parse();
     let result = control.map_err(anyhow::Error::from).and_then(|control| {
         if let Some(Command::Openapi) = cli.command {
             println!("{}", app::openapi().to_pretty_json()?);
-            return Ok(ExitCode::SUCCESS);
+            return Ok(Exit::Clean.into());
         }
         let config = Config::load().map_err(|error| BadConfiguration(error.to_string()))?;
         match cli.command.unwrap_or(Command::Serve) {
@@ -73,13 +71,13 @@ fn main() -> ExitCode {
             Command::Health { probe: Probe::Startup } => ask("GET", "/startupz", &config, control),
             Command::Config | Command::Openapi => {
                 print!("{}", toml::to_string(&config)?);
-                Ok(ExitCode::SUCCESS)
+                Ok(Exit::Clean.into())
             }
         }
     });
     result.unwrap_or_else(|error| {
         eprintln!("{}: {}", env!("CARGO_PKG_NAME"), chain(&*error));
-        ExitCode::from(if error.is::<BadConfiguration>() { BAD_CONFIGURATION } else { RUNTIME_FAILURE })
+        ExitCode::from(if error.is::<BadConfiguration>() { Exit::BadConfiguration } else { Exit::Failure })
     })
 }
 
@@ -109,17 +107,17 @@ fn migrate(config: &Config, control: Control) -> anyhow::Result<ExitCode> {
             migrated?;
             tracing::info!("the schema is up to date");
         }
-        // whoever asked it to stop got what was asked for: where the pod goes on, its check says what is missing
+        // a signal asked for this, so it is no failure: if the pod goes on, its check says what is missing
         None => tracing::warn!("stopped by a signal: what was not finished was rolled back; run `migrate` again"),
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(Exit::Clean.into())
 }
 
 fn ask(method: &str, path: &str, config: &Config, control: Control) -> anyhow::Result<ExitCode> {
-    let Some(answer) = control.run_command(probe::ask(method, path, config.admin.address)) else {
-        return Ok(ExitCode::from(RUNTIME_FAILURE));
+    let Some(answer) = control.run_command(admin::ask(method, path, config.admin.address)) else {
+        return Ok(Exit::Failure.into());
     };
     let answer = answer?;
     println!("{}", answer.body);
-    Ok(if answer.ok { ExitCode::SUCCESS } else { ExitCode::from(RUNTIME_FAILURE) })
+    Ok(if answer.ok { Exit::Clean } else { Exit::Failure }.into())
 }

@@ -1,17 +1,21 @@
 //! The second port, for the platform and the people who run it: probes, metrics, the drain, the status page. It is
 //! served by the control thread from what is already known, so it answers however busy the service is, and to its end.
 
+mod client;
 mod status;
 
+pub use client::{Answer, AskError, ask};
+
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
-use http::StatusCode;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, ORIGIN};
+use http::{HeaderMap, StatusCode};
 use serde::Serialize;
 
 use crate::lifecycle::{CheckReport, Lifecycle, Phase, Trigger, Vitals};
@@ -54,40 +58,49 @@ impl std::fmt::Debug for Admin {
 
 /// What a probe is told.
 #[derive(Serialize)]
-struct Probe {
+struct Verdict {
     /// `ok`, or `unavailable`.
     status: &'static str,
     phase: Phase,
+    /// Why it is unavailable.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
     checks: BTreeMap<&'static str, CheckReport>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     vitals: Option<Vitals>,
 }
 
-fn probe(
-    ok: bool,
-    lifecycle: &Lifecycle,
-    checks: BTreeMap<&'static str, CheckReport>,
-    vitals: Option<Vitals>,
-) -> Response {
-    let (code, status) = if ok { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "unavailable") };
-    let body = Probe { status, phase: lifecycle.phase(), checks, vitals };
-    (code, [(CACHE_CONTROL, "no-store")], axum::Json(body)).into_response()
+impl Verdict {
+    fn new(ok: bool, phase: Phase) -> Self {
+        let status = if ok { "ok" } else { "unavailable" };
+        Self { status, phase, reason: None, checks: BTreeMap::new(), vitals: None }
+    }
+}
+
+impl IntoResponse for Verdict {
+    fn into_response(self) -> Response {
+        let code = if self.status == "ok" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        (code, [(CACHE_CONTROL, "no-store")], axum::Json(self)).into_response()
+    }
 }
 
 /// 200 in every phase unless the process itself is beyond help.
-async fn live(State(admin): State<Admin>) -> Response {
+async fn live(State(admin): State<Admin>) -> Verdict {
     let vitals = admin.lifecycle.liveness().vitals();
-    probe(vitals.error.is_none(), &admin.lifecycle, BTreeMap::new(), Some(vitals))
+    let verdict = Verdict::new(vitals.error.is_none(), admin.lifecycle.phase());
+    Verdict { vitals: Some(vitals), ..verdict }
 }
 
 /// 200 while traffic is welcome.
-async fn ready(State(admin): State<Admin>) -> Response {
-    probe(admin.lifecycle.is_ready(), &admin.lifecycle, admin.lifecycle.readiness().report(), None)
+async fn ready(State(admin): State<Admin>) -> Verdict {
+    let reason = admin.lifecycle.unready_reason();
+    let verdict = Verdict::new(reason.is_none(), admin.lifecycle.phase());
+    Verdict { reason, checks: admin.lifecycle.readiness().report(), ..verdict }
 }
 
 /// 200 once the process runs. It waits for no dependency: a startup probe that fails restarts the pod.
-async fn startup(State(admin): State<Admin>) -> Response {
-    probe(admin.lifecycle.liveness().has_started(), &admin.lifecycle, BTreeMap::new(), None)
+async fn startup(State(admin): State<Admin>) -> Verdict {
+    Verdict::new(admin.lifecycle.liveness().has_started(), admin.lifecycle.phase())
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
@@ -95,13 +108,23 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], admin.metrics.render())
 }
 
-/// Begins the stop. For the pod's own preStop hook alone: whoever else can reach the port cannot stop the service.
-async fn drain(State(admin): State<Admin>, connection: Connection) -> Result<Response, Problem> {
-    if !connection.peer().ip().to_canonical().is_loopback() {
+/// Begins the stop, for the pod's own preStop hook alone. Nobody else who can reach the port may stop the service.
+async fn drain(State(admin): State<Admin>, connection: Connection, headers: HeaderMap) -> Result<Response, Problem> {
+    if !(is_own(connection.peer()) && is_own(connection.local())) {
         return Err(Problem::new(StatusCode::FORBIDDEN, "only a process on the same host may drain this one"));
+    }
+    // any page in a browser can post to a port that is forwarded to localhost
+    if headers.contains_key(ORIGIN) || headers.contains_key("sec-fetch-site") {
+        return Err(Problem::new(StatusCode::FORBIDDEN, "a browser may not drain this process"));
     }
     admin.lifecycle.stop(Trigger::PreStop);
     Ok(axum::Json(serde_json::json!({ "phase": admin.lifecycle.phase() })).into_response())
+}
+
+/// Whether an end of a connection is this host's own. The rest of 127.0.0.0/8 is not enough: a mesh's sidecar passes the
+/// network's requests on from 127.0.0.6.
+fn is_own(end: SocketAddr) -> bool {
+    [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)].contains(&end.ip().to_canonical())
 }
 
 async fn page(State(admin): State<Admin>) -> Html<String> {

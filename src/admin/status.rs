@@ -11,11 +11,11 @@ const STYLE: &str = include_str!("status.css");
 pub(super) fn page(lifecycle: &Lifecycle) -> String {
     let (name, version, commit) = (env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"), env!("BUILD_COMMIT"));
     let phase = lifecycle.phase();
-    let verdict = match lifecycle.is_ready() {
-        true => ("ok", "ready for traffic"),
-        false if phase == Phase::Ready => ("bad", "not ready: a required check fails"),
-        false if phase == Phase::Starting => ("wait", "waiting for what it depends on"),
-        false => ("wait", "leaving; finishing what is under way"),
+    let (class, verdict) = match lifecycle.unready_reason() {
+        None => ("ok", "ready for traffic".to_owned()),
+        Some(reason) if phase == Phase::Ready => ("bad", format!("not ready: {}", escape(&reason))),
+        Some(_) if phase == Phase::Starting => ("wait", "waiting for what it depends on".to_owned()),
+        Some(_) => ("wait", "leaving; finishing what is under way".to_owned()),
     };
     let (phases, checks, in_flight, steps) = (phases(phase), checks(lifecycle), in_flight(lifecycle), steps(lifecycle));
     let vitals = lifecycle.liveness().vitals();
@@ -25,7 +25,7 @@ pub(super) fn page(lifecycle: &Lifecycle) -> String {
         r#"<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="2"><meta name="viewport" content="width=device-width">
 <title>{name}: {phase}</title><style>{STYLE}</style></head><body>
-<header><h1>{name}</h1><p>{version} · {commit}</p><p class="verdict {class}">{text}</p></header>
+<header><h1>{name}</h1><p>{version} · {commit}</p><p class="verdict {class}">{verdict}</p></header>
 <ol class="phases">{phases}</ol>
 <section><h2>Checks</h2><table><tr><th>check<th>status<th>policy<th>last error<th class="n">age</tr>{checks}</table></section>
 <section><h2>In flight</h2><table><tr>{in_flight}</tr></table></section>
@@ -34,8 +34,6 @@ pub(super) fn page(lifecycle: &Lifecycle) -> String {
 </body></html>
 "#,
         phase = phase.name(),
-        class = verdict.0,
-        text = verdict.1,
     )
 }
 
@@ -55,7 +53,7 @@ fn checks(lifecycle: &Lifecycle) -> String {
     let mut rows = String::new();
     for (name, check) in lifecycle.readiness().report() {
         let class = if check.passes() { "ok" } else { "bad" };
-        let policy = if check.required { "required" } else { "advisory" };
+        let policy = check.policy.name();
         let error = escape(check.error.as_deref().unwrap_or("–"));
         let age = check.age.map_or_else(|| "–".to_owned(), |age| format!("{age:.1} s"));
         let status = check.status;

@@ -2,7 +2,8 @@
 //!
 //! Three layers, the later over the earlier: `config/default.toml`, the file named by `APP_CONFIG`, the environment.
 //! A variable `APP__SECTION__KEY` sets `section.key`; `APP__SECTION__KEY_FILE` names a file that holds the value.
-//! `DATABASE_URL` is `database.url` for those who already set it; `APP__DATABASE__URL` is the more specific and wins.
+//! The ecosystem's own `DATABASE_URL` is `database.url` and `RUST_LOG` is `telemetry.log_filter`; ours are more specific
+//! and win.
 //!
 //! Serde stops at the first wrong value. So a wrong one is noted, put back to its default and the whole read again,
 //! until nothing is wrong: the reader gets the full list in one go.
@@ -117,7 +118,7 @@ impl Env {
     fn read(env: impl Iterator<Item = (String, String)>, faults: &mut Vec<Fault>) -> Self {
         let mut config_file = None;
         let mut variables = HashMap::new();
-        let mut database_url = None;
+        let mut ecosystem = Vec::new();
         for (name, value) in env {
             let (name, value) = match (is_ours(&name), name.strip_suffix("_FILE")) {
                 (true, Some(setting)) => match std::fs::read_to_string(&value) {
@@ -131,7 +132,8 @@ impl Env {
             };
             match name.as_str() {
                 "APP_CONFIG" => config_file = Some(value),
-                "DATABASE_URL" => database_url = Some(value),
+                "DATABASE_URL" => ecosystem.push(("APP__DATABASE__URL", value)),
+                "RUST_LOG" if !value.is_empty() => ecosystem.push(("APP__TELEMETRY__LOG_FILTER", value)),
                 "TOKIO_WORKER_THREADS" if value.parse::<std::num::NonZeroU16>().is_err() => {
                     faults.push(Fault {
                         setting: name,
@@ -146,8 +148,8 @@ impl Env {
                 _ => {}
             }
         }
-        if let Some(url) = database_url {
-            variables.entry("APP__DATABASE__URL".to_owned()).or_insert(url);
+        for (ours, value) in ecosystem {
+            variables.entry(ours.to_owned()).or_insert(value);
         }
         Self { config_file, variables }
     }

@@ -1,4 +1,4 @@
-//! How values are written: durations, limits, and a URL that keeps its password to itself.
+//! How values are written: choices, durations, limits, and a URL that keeps its password to itself.
 
 use std::fmt::{self, Display};
 use std::net::SocketAddr;
@@ -8,7 +8,7 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A connection URL. What prints it shows no password; [`DatabaseUrl::reveal`] does.
-#[derive(Clone, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Deserialize)]
 pub struct DatabaseUrl(String);
 
 impl DatabaseUrl {
@@ -50,10 +50,68 @@ impl Serialize for DatabaseUrl {
     }
 }
 
+/// What a failing check means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", rename_all = "lowercase")]
+pub enum Policy {
+    /// `/readyz` is 503 while the check fails.
+    Required,
+    /// `/readyz` is 503 until the check has passed once; after that the check is only reported.
+    Startup,
+    /// The check is only reported.
+    Advisory,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object a line, for machines.
+    Json,
+    /// Coloured text, for people.
+    Pretty,
+}
+
+impl Policy {
+    /// The policy's name in settings, probes and on the status page.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Required => "required",
+            Self::Startup => "startup",
+            Self::Advisory => "advisory",
+        }
+    }
+}
+
+impl TryFrom<String> for Policy {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match text.as_str() {
+            "required" => Ok(Self::Required),
+            "startup" => Ok(Self::Startup),
+            "advisory" => Ok(Self::Advisory),
+            _ => Err("allowed is required, startup or advisory"),
+        }
+    }
+}
+
+impl TryFrom<String> for LogFormat {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match text.as_str() {
+            "json" => Ok(Self::Json),
+            "pretty" => Ok(Self::Pretty),
+            _ => Err("allowed is json or pretty"),
+        }
+    }
+}
+
 /// An address to listen on.
 pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
     let text = String::deserialize(deserializer)?;
-    text.parse().map_err(|_| serde::de::Error::custom("allowed is an address and a port such as 0.0.0.0:8080"))
+    text.parse().map_err(|_| serde::de::Error::custom("allowed is an address and a port such as [::]:8080"))
 }
 
 /// A size in bytes, with a unit.
@@ -79,6 +137,30 @@ pub(super) mod duration {
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         humantime::parse_duration(&String::deserialize(deserializer)?)
             .map_err(|_| serde::de::Error::custom("allowed is a duration such as 5s, 250ms or 1m30s"))
+    }
+}
+
+/// A duration, or `off`.
+pub(super) mod duration_or_off {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        match duration {
+            Some(duration) => super::duration::serialize(duration, serializer),
+            None => serializer.serialize_str("off"),
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "off" {
+            return Ok(None);
+        }
+        humantime::parse_duration(&text)
+            .map(Some)
+            .map_err(|_| serde::de::Error::custom("allowed is a duration such as 30m, or off"))
     }
 }
 

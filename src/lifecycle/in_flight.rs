@@ -1,10 +1,11 @@
 //! What is under way right now: counted by kind for metrics and drains, named for the log if it has to be aborted.
 
 use std::fmt::{self, Debug, Display, Formatter};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
 use tokio::sync::Notify;
 
@@ -98,7 +99,7 @@ impl InFlight {
     }
 
     fn lock(&self, shard: usize) -> MutexGuard<'_, Slab<Entry>> {
-        self.0.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.shards[shard].lock()
     }
 }
 

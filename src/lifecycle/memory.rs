@@ -1,19 +1,27 @@
 //! How much memory the process uses, and how much its container may.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 
-/// Past this share of the limit new requests are turned away: what is under way needs the rest.
+use nix::unistd::{SysconfVar, sysconf};
+
+/// Over this share of the limit the process is short of memory: what is under way needs the rest.
 const SHORT: f64 = 0.9;
 
-/// Bytes of this process in memory, where the system tells.
+/// Under this share it no longer is. The gap keeps a process at the limit from changing its mind at every look.
+const ENOUGH: f64 = 0.8;
+
+/// Bytes of this process in memory, if the system tells.
 pub(super) fn resident() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(kib * 1024)
+    // the shortest file that says it, because it is read every second
+    let mut text = [0; 128];
+    let read = File::open("/proc/self/statm").ok()?.read(&mut text).ok()?;
+    let pages: u64 = std::str::from_utf8(&text[..read]).ok()?.split(' ').nth(1)?.parse().ok()?;
+    let page = sysconf(SysconfVar::PAGE_SIZE).ok()??;
+    Some(pages * u64::try_from(page).ok()?)
 }
 
-/// Bytes at which the kernel kills it: the cgroup's limit (version 2, then 1), where there is one.
+/// Bytes at which the kernel kills the process: the limit of its cgroup (version 2, then 1), if there is one.
 pub(super) fn limit() -> Option<u64> {
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let path = |controller: &str| {
@@ -35,7 +43,24 @@ pub(super) fn limit() -> Option<u64> {
     limit.filter(|limit| *limit < 1 << 50)
 }
 
-/// Whether the limit is near.
-pub(super) fn is_short(resident: u64, limit: Option<u64>) -> bool {
-    limit.is_some_and(|limit| resident as f64 > limit as f64 * SHORT)
+/// Whether the process is short of memory, given whether it was at the last look.
+pub(super) fn is_short(was_short: bool, resident: u64, limit: u64) -> bool {
+    resident as f64 > limit as f64 * if was_short { ENOUGH } else { SHORT }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_over_90_percent_and_until_under_80() {
+        let mut short = false;
+        let mut look = |resident| {
+            short = is_short(short, resident, 100);
+            short
+        };
+        assert!([85, 90].map(&mut look).iter().all(|short| !short), "on the way up");
+        assert!([91, 85, 81].map(&mut look).iter().all(|short| *short), "until there is enough");
+        assert!([80, 85, 90].map(&mut look).iter().all(|short| !short), "then as at first");
+    }
 }

@@ -9,19 +9,25 @@
 //! | `control` | the control thread: signals, admin server, watchdog, the stop |
 //! | `plan` | the stop as a list of named steps, each with a budget |
 //! | `deadline` | the thread that ends the process when all else fails |
+//! | `exit` | the exit codes |
 //! | `readiness` | checks of what the service depends on, behind `/readyz` |
 //! | `watchdog` | whether the process itself is alive, behind `/livez` |
 //! | `memory` | what the process uses, and what its container may |
-//! | `workers` | supervised background work |
+//! | `supervise` | work that is started again when it ends |
+//! | `workers` | jobs that the stop waits for |
+//! | `remind` | waits that say what they wait for |
 //! | `in_flight` | what is under way right now |
 
 mod control;
 mod deadline;
+mod exit;
 mod in_flight;
 mod memory;
 mod phase;
 mod plan;
 mod readiness;
+mod remind;
+mod supervise;
 mod watchdog;
 mod workers;
 
@@ -33,7 +39,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use control::Control;
+pub use control::{Control, main_runtime};
+pub use exit::Exit;
 pub use in_flight::{Guard, InFlight, Kind};
 pub use phase::Phase;
 pub use plan::{Outcome, Plan, StepReport};
@@ -53,11 +60,13 @@ struct Inner {
     phase: watch::Sender<Phase>,
     stop: OnceLock<Stop>,
     stop_requested: CancellationToken,
+    /// Cancelled when phase `stopping` begins.
+    stopping: CancellationToken,
     steps: plan::Progress,
     readiness: Readiness,
     liveness: Liveness,
     in_flight: InFlight,
-    /// Tasks that live as long as the service does and end when it begins to stop for good.
+    /// Tasks that end when phase `stopping` begins.
     background: TaskTracker,
 }
 
@@ -101,6 +110,7 @@ impl Lifecycle {
             phase: watch::Sender::new(Phase::Starting),
             stop: OnceLock::new(),
             stop_requested: CancellationToken::new(),
+            stopping: CancellationToken::new(),
             steps: plan::Progress::default(),
             readiness: Readiness::new(readiness),
             liveness: Liveness::new(settings),
@@ -134,9 +144,21 @@ impl Lifecycle {
         self.0.steps.report()
     }
 
-    /// Whether `/readyz` is 200: phase `ready`, the runtime runs, every required check passes.
+    /// Whether `/readyz` is 200.
     pub fn is_ready(&self) -> bool {
-        self.phase() == Phase::Ready && self.0.liveness.is_running() && self.0.readiness.passes()
+        self.unready_reason().is_none()
+    }
+
+    /// Why `/readyz` is 503: the phase, a runtime that stands still, little memory, or a check.
+    pub fn unready_reason(&self) -> Option<String> {
+        let (phase, liveness) = (self.phase(), self.liveness());
+        if phase > Phase::Ready {
+            return Some(phase.name().to_owned());
+        }
+        liveness.stall().or_else(|| liveness.memory_shortage()).or_else(|| self.readiness().failure()).or_else(|| {
+            // every check passes, and the public port does not listen yet
+            (phase < Phase::Ready).then(|| phase.name().to_owned())
+        })
     }
 
     /// Everything is up. Has no effect once the stop has begun.
@@ -151,6 +173,7 @@ impl Lifecycle {
         let stop = Stop { at: Instant::now(), trigger, was_ready };
         if self.0.stop.set(stop).is_ok() {
             self.advance(Phase::Draining, Some(trigger));
+            metrics::counter!("lifecycle_stops_begun_total", "trigger" => trigger.name()).increment(1);
             deadline::start(self.clone(), stop.at + self.0.settings.deadline);
             self.0.stop_requested.cancel();
         }
@@ -181,8 +204,8 @@ impl Lifecycle {
         self.0.stop.get().map(|stop| stop.at + self.0.settings.deadline)
     }
 
-    /// Completes at the end of the drain delay, counted from the first trigger; at once where the service never was
-    /// ready, since nobody was ever sent here. Then phase `stopping` begins, and background work ends.
+    /// Completes at the end of the drain delay, counted from the first trigger; at once if the service never was
+    /// ready, because no caller was ever sent here. Then phase `stopping` begins, and background work ends.
     pub async fn drain_delay(self) {
         if let Some(stop) = self.0.stop.get().filter(|stop| stop.was_ready) {
             tokio::time::sleep_until((stop.at + self.0.settings.drain_delay).into()).await;
@@ -190,20 +213,20 @@ impl Lifecycle {
         self.advance(Phase::Stopping, None);
     }
 
-    /// Runs `work` on the current runtime for as long as the service serves: it is dropped when phase `stopping` begins.
-    pub fn background(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.background_on(&Handle::current(), work);
+    /// Keeps `work` running on the current runtime until phase `stopping` begins, which drops it. Work that panics or
+    /// ends is started again, after a pause; `name` says in the log and in `worker_restarts_total` which it was.
+    pub fn background<Run>(&self, name: &'static str, work: impl FnMut() -> Run + Send + 'static)
+    where
+        Run: Future<Output = ()> + Send + 'static,
+    {
+        let supervised = supervise::supervise(name, self.0.stopping.clone(), work);
+        self.until_stopping(&Handle::current(), supervised);
     }
 
-    fn background_on(&self, runtime: &Handle, work: impl Future<Output = ()> + Send + 'static) {
-        let mut phase = self.0.phase.subscribe();
-        let until_stopping = async move {
-            tokio::select! {
-                () = work => {}
-                _ = phase.wait_for(|phase| *phase >= Phase::Stopping) => {}
-            }
-        };
-        self.0.background.spawn_on(until_stopping, runtime);
+    /// Runs `work` once, until its end or until phase `stopping` begins.
+    fn until_stopping(&self, runtime: &Handle, work: impl Future<Output = ()> + Send + 'static) {
+        let stopping = self.0.stopping.clone();
+        self.0.background.spawn_on(async move { stopping.run_until_cancelled(work).await }, runtime);
     }
 
     fn advance(&self, to: Phase, trigger: Option<Trigger>) {
@@ -216,5 +239,8 @@ impl Lifecycle {
             }
             forward
         });
+        if to >= Phase::Stopping {
+            self.0.stopping.cancel();
+        }
     }
 }

@@ -1,19 +1,20 @@
 //! The stop, as a list of named steps that run one after the other, each under a budget of its own.
 //!
-//! A step is skipped by nothing: not by one before it that ran out of time, failed or panicked. What each took is
-//! logged as it ends and kept for the status page and the metrics.
+//! No step is skipped, even if one before it ran out of time or panicked. What each step took is logged when it ends,
+//! and kept for the status page and the metrics.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 
-use super::{Lifecycle, Phase};
+use super::remind::reminding;
+use super::{Kind, Lifecycle, Phase};
 
-/// Timers fire late on a busy machine: what ends with its budget has not outlasted it.
+/// Timers fire late on a busy machine: a step that ends within this time of its budget is done.
 const SLACK: Duration = Duration::from_millis(100);
 
 /// The steps of a stop, in order.
@@ -38,7 +39,7 @@ pub enum Outcome {
     Done,
     /// It panicked.
     Failed,
-    /// It ran out of its budget; what was left of it was cut.
+    /// It ran out of its budget, and what was left of it was aborted.
     Timeout,
 }
 
@@ -79,7 +80,7 @@ impl Plan {
     }
 
     /// What to do with the rest of the step just added should it run out of its budget.
-    pub fn or_cut(mut self, cut: impl FnOnce() + Send + 'static) -> Self {
+    pub fn or_abort(mut self, cut: impl FnOnce() + Send + 'static) -> Self {
         if let Some(step) = self.steps.last_mut() {
             step.cut = Some(Box::new(cut));
         }
@@ -99,7 +100,11 @@ impl Plan {
             let began = Instant::now();
             lifecycle.0.steps.lock()[index].began = Some(began);
             let limit = step.budget + SLACK;
-            let outcome = match tokio::time::timeout(limit, AssertUnwindSafe(step.work).catch_unwind()).await {
+            let work = reminding(AssertUnwindSafe(step.work).catch_unwind(), || {
+                let left = lifecycle.in_flight().list(&Kind::ALL).join("; ");
+                tracing::warn!(step = step.name, so_far = seconds(began.elapsed()), left, "step is still running");
+            });
+            let outcome = match tokio::time::timeout(limit, work).await {
                 Ok(Ok(())) => Outcome::Done,
                 Ok(Err(_panic)) => Outcome::Failed,
                 Err(_elapsed) => {
@@ -113,6 +118,7 @@ impl Plan {
             worst = worst.max(outcome);
         }
         lifecycle.advance(Phase::Stopped, None);
+        metrics::counter!("lifecycle_stops_completed_total", "outcome" => worst.name()).increment(1);
         worst
     }
 }
@@ -143,8 +149,8 @@ impl std::fmt::Debug for Step {
 pub(super) struct Progress(Mutex<Vec<StepReport>>);
 
 impl Progress {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<StepReport>> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<StepReport>> {
+        self.0.lock()
     }
 
     pub(super) fn report(&self) -> Vec<StepReport> {

@@ -2,13 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
+use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::Lifecycle;
+use super::remind::reminding;
 use crate::config::{self, Policy};
 
 /// The checks and their last results. Cloning shares them.
@@ -26,6 +31,8 @@ struct Inner {
 struct Check {
     policy: Policy,
     passing: bool,
+    /// Whether it has ever passed.
+    passed: bool,
     failures: u32,
     error: Option<String>,
     ran: Option<Instant>,
@@ -36,9 +43,11 @@ struct Check {
 pub struct CheckReport {
     /// `pass` or `fail`.
     pub status: &'static str,
-    /// Whether `/readyz` is 503 while it fails.
+    /// What a failure of it means.
+    pub policy: Policy,
+    /// Whether `/readyz` is 503 if it fails now.
     pub required: bool,
-    /// Its last error, also of a failure that has not yet made it fail.
+    /// Its last error, even if that has not made it fail yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// Seconds since it last ran.
@@ -64,17 +73,29 @@ impl Readiness {
         *self.0.passes.borrow()
     }
 
-    /// Completes when every required check passes.
+    /// Completes when every required check passes. Until then says every 15 s which one does not.
     pub async fn passed(&self) {
+        let mut passes = self.0.passes.subscribe();
+        let wait = passes.wait_for(|passes| *passes);
         // an error would mean that the sender is gone, and it lives in self
-        let _ = self.0.passes.subscribe().wait_for(|passes| *passes).await;
+        let _ = reminding(wait, || tracing::warn!(waiting_for = self.failure(), "not ready yet")).await;
+    }
+
+    /// The required checks that fail, with their errors; `None` if all of them pass.
+    pub(super) fn failure(&self) -> Option<String> {
+        let checks = self.lock();
+        let failing = checks.iter().filter(|(_, check)| check.is_required() && !check.passing);
+        let line = |(name, check): (&&str, &Check)| format!("{name}: {}", check.error.as_deref().unwrap_or("fails"));
+        let failing: Vec<_> = failing.map(line).collect();
+        (!failing.is_empty()).then(|| failing.join("; "))
     }
 
     /// Every check by name.
     pub fn report(&self) -> BTreeMap<&'static str, CheckReport> {
         let report = |check: &Check| CheckReport {
             status: if check.passing { "pass" } else { "fail" },
-            required: check.policy == Policy::Required,
+            policy: check.policy,
+            required: check.is_required(),
             error: check.error.clone(),
             age: check.ran.map(|ran| (ran.elapsed().as_secs_f64() * 1000.0).round() / 1000.0),
         };
@@ -83,24 +104,25 @@ impl Readiness {
 
     fn add(&self, name: &'static str, policy: Policy) {
         let error = Some("has not run yet".to_owned());
-        let check = Check { policy, passing: false, failures: 0, error, ran: None };
+        let check = Check { policy, passing: false, passed: false, failures: 0, error, ran: None };
         let mut checks = self.lock();
         checks.insert(name, check);
         self.publish(&checks);
     }
 
-    /// One failure does not turn a check that passed: `failures` in a row do, and one success turns it back.
+    /// A passing check fails after `failures` consecutive failures; one success restores it.
     fn record(&self, name: &'static str, result: Result<(), String>) {
         let mut checks = self.lock();
         let Some(check) = checks.get_mut(name) else {
             return;
         };
-        let passed = check.passing;
+        let passing = check.passing;
         check.ran = Some(Instant::now());
         match result {
             Ok(()) => {
                 check.failures = 0;
                 check.passing = true;
+                check.passed = true;
                 check.error = None;
             }
             Err(error) => {
@@ -110,24 +132,32 @@ impl Readiness {
                 check.error = Some(error);
             }
         }
-        if check.passing != passed {
+        if check.passing != passing {
             check.log_turn(name);
         }
         self.publish(&checks);
     }
 
     fn publish(&self, checks: &BTreeMap<&'static str, Check>) {
-        let passes = checks.values().all(|check| check.passing || check.policy == Policy::Advisory);
+        let passes = checks.values().all(|check| check.passing || !check.is_required());
         self.0.passes.send_if_modified(|was| std::mem::replace(was, passes) != passes);
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Check>> {
-        self.0.checks.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.checks.lock()
     }
 }
 
 impl Check {
-    /// A new reason is worth a line; the same one every two seconds is not.
+    fn is_required(&self) -> bool {
+        match self.policy {
+            Policy::Required => true,
+            Policy::Startup => !self.passed,
+            Policy::Advisory => false,
+        }
+    }
+
+    /// Logs a reason once, and not again at every interval.
     fn log_failure(&self, name: &str, error: &str) {
         if self.error.as_deref() != Some(error) {
             tracing::warn!(check = name, error, failures = self.failures, "check failed");
@@ -137,14 +167,17 @@ impl Check {
     fn log_turn(&self, name: &str) {
         match (self.passing, &self.error) {
             (true, _) => tracing::info!(check = name, "check passes"),
-            (false, error) => tracing::error!(check = name, error, failures = self.failures, "check fails: not ready"),
+            (false, error) if self.is_required() => {
+                tracing::error!(check = name, error, failures = self.failures, "check fails: not ready")
+            }
+            (false, error) => tracing::warn!(check = name, error, failures = self.failures, "check fails"),
         }
     }
 }
 
 impl Lifecycle {
     /// Registers a check and runs it at once and then at every `readiness.interval`, each time for at most
-    /// `readiness.timeout`, until the service stops. A check has not passed until it first does.
+    /// `readiness.timeout`, until the service stops. It fails until it first passes, and it fails if it panics.
     pub fn check<E, Run>(&self, name: &'static str, policy: Policy, mut check: impl FnMut() -> Run + Send + 'static)
     where
         E: Display,
@@ -152,19 +185,22 @@ impl Lifecycle {
     {
         let readiness = self.readiness().clone();
         readiness.add(name, policy);
-        self.background(async move {
+        let checking = async move {
             let config::Readiness { interval, timeout, .. } = readiness.0.settings;
             let mut ticks = tokio::time::interval(interval);
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 ticks.tick().await;
-                let result = match tokio::time::timeout(timeout, check()).await {
-                    Ok(result) => result.map_err(|error| error.to_string()),
+                let run = AssertUnwindSafe(async { check().await }).catch_unwind();
+                let result = match tokio::time::timeout(timeout, run).await {
+                    Ok(Ok(result)) => result.map_err(|error| error.to_string()),
+                    Ok(Err(_panic)) => Err("it panicked".to_owned()),
                     Err(_elapsed) => Err(format!("no answer within {}", text(timeout))),
                 };
                 readiness.record(name, result);
             }
-        });
+        };
+        self.until_stopping(&Handle::current(), checking);
     }
 }
 
@@ -182,21 +218,41 @@ mod tests {
         Readiness::new(&config::Readiness { interval: second, timeout: second, failures: 3, postgres, catalog })
     }
 
+    fn fail(readiness: &Readiness, name: &'static str, times: u32) {
+        for _ in 0..times {
+            readiness.record(name, Err("slow".to_owned()));
+        }
+    }
+
     #[test]
-    fn three_failures_in_a_row_turn_a_check_and_one_success_turns_it_back() {
+    fn a_required_check_fails_after_three_failures_in_a_row() {
         let readiness = readiness();
         readiness.add("db", Policy::Required);
         assert!(!readiness.passes(), "before it has run");
         readiness.record("db", Ok(()));
         assert!(readiness.passes());
-        for _ in 0..2 {
-            readiness.record("db", Err("slow".to_owned()));
-            assert!(readiness.passes(), "one bad answer is no outage");
-        }
-        readiness.record("db", Err("slow".to_owned()));
+        fail(&readiness, "db", 2);
+        assert!(readiness.passes(), "one bad answer is no outage");
+        fail(&readiness, "db", 1);
         assert!(!readiness.passes());
+        assert_eq!(readiness.failure().as_deref(), Some("db: slow"));
         readiness.record("db", Ok(()));
+        assert!(readiness.passes(), "one success restores it");
+    }
+
+    #[test]
+    fn a_startup_check_is_required_until_it_has_passed_once() {
+        let readiness = readiness();
+        readiness.add("catalog", Policy::Startup);
+        fail(&readiness, "catalog", 3);
+        assert!(!readiness.passes());
+        assert!(readiness.report()["catalog"].required);
+        readiness.record("catalog", Ok(()));
         assert!(readiness.passes());
+        fail(&readiness, "catalog", 3);
+        assert!(readiness.passes(), "it has passed once");
+        let report = &readiness.report()["catalog"];
+        assert_eq!((report.status, report.required), ("fail", false), "and is still reported");
     }
 
     #[test]

@@ -8,15 +8,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use bytesize::ByteSize;
 use serde::Serialize;
 use tokio::runtime::Handle;
 
 use super::{Lifecycle, memory};
 use crate::config;
 
-const TICK: Duration = Duration::from_millis(250);
+/// A look costs a wake-up of each runtime, so there are no more of them than a stall needs to be seen in time.
+const LOOKS_PER_STALL: u32 = 4;
+const LONGEST_TICK: Duration = Duration::from_secs(1);
 
-/// A tick this late was not the runtime's fault.
+/// After a tick that is later than this, the machine is to blame for the silence, and not the runtime.
 const LATE: Duration = Duration::from_millis(250);
 
 /// The vital signs as the watchdog last saw them.
@@ -30,6 +33,7 @@ pub struct Liveness {
     tasks: AtomicUsize,
     resident_memory: AtomicU64,
     memory_limit: Option<u64>,
+    short_of_memory: AtomicBool,
 }
 
 /// What `/livez` says.
@@ -57,6 +61,7 @@ impl Liveness {
             tasks: AtomicUsize::new(0),
             resident_memory: AtomicU64::new(memory::resident().unwrap_or(0)),
             memory_limit: memory::limit(),
+            short_of_memory: AtomicBool::new(false),
         }
     }
 
@@ -70,10 +75,10 @@ impl Liveness {
         self.stalled_for() < self.stall_threshold
     }
 
-    /// Whether the container's memory limit is near, so that new requests had better go elsewhere. That is no reason to
-    /// restart: what is under way would be lost.
+    /// Whether the container's memory limit is near: from 90 % of it until under 80 %. New requests had better go to
+    /// another replica. A restart would lose what is under way.
     pub fn is_short_of_memory(&self) -> bool {
-        memory::is_short(self.resident_memory.load(Ordering::Relaxed), self.memory_limit)
+        self.short_of_memory.load(Ordering::Relaxed)
     }
 
     /// Bytes at which the kernel kills the process, if its container has a limit.
@@ -85,9 +90,8 @@ impl Liveness {
     pub fn vitals(&self) -> Vitals {
         let tasks = self.tasks.load(Ordering::Relaxed);
         let resident_memory = self.resident_memory.load(Ordering::Relaxed);
-        let stalled_for = self.stalled_for();
-        let error = if !self.is_running() {
-            Some(format!("the runtime has run nothing for {stalled_for:.1?}: every worker thread is blocked"))
+        let error = if let Some(stall) = self.stall() {
+            Some(stall)
         } else if self.max_tasks.is_some_and(|max| tasks > max) {
             Some(format!("{tasks} live tasks are more than lifecycle.max_tasks"))
         } else if self.max_memory.is_some_and(|max| resident_memory > max) {
@@ -95,7 +99,40 @@ impl Liveness {
         } else {
             None
         };
-        Vitals { stalled_for: stalled_for.as_secs_f64(), tasks, resident_memory, error }
+        Vitals { stalled_for: self.stalled_for().as_secs_f64(), tasks, resident_memory, error }
+    }
+
+    /// What to say of a runtime that stands still.
+    pub(super) fn stall(&self) -> Option<String> {
+        let stalled_for = self.stalled_for();
+        (!self.is_running())
+            .then(|| format!("the runtime has run nothing for {stalled_for:.1?}: every worker thread is blocked"))
+    }
+
+    /// What to say of too little memory.
+    pub(super) fn memory_shortage(&self) -> Option<String> {
+        let limit = self.memory_limit.filter(|_| self.is_short_of_memory())?;
+        let (resident, limit) = (ByteSize::b(self.resident_memory.load(Ordering::Relaxed)), ByteSize::b(limit));
+        Some(format!("short of memory: {resident} of {limit} are in use"))
+    }
+
+    /// Looks at the memory in use.
+    fn look_at_memory(&self) {
+        let Some(resident) = memory::resident() else {
+            return;
+        };
+        self.resident_memory.store(resident, Ordering::Relaxed);
+        let Some(limit) = self.memory_limit else {
+            return;
+        };
+        let was_short = self.is_short_of_memory();
+        let short = memory::is_short(was_short, resident, limit);
+        self.short_of_memory.store(short, Ordering::Relaxed);
+        match (was_short, short) {
+            (false, true) => tracing::error!(resident, limit, "short of memory: not ready"),
+            (true, false) => tracing::info!(resident, limit, "enough memory again"),
+            _ => {}
+        }
     }
 
     fn stalled_for(&self) -> Duration {
@@ -106,7 +143,8 @@ impl Liveness {
 /// Watches the main runtime from the control thread, for ever.
 pub(super) async fn watch(lifecycle: Lifecycle, main: Handle) {
     let liveness = lifecycle.liveness();
-    let mut ticks = tokio::time::interval(TICK);
+    let tick = LONGEST_TICK.min(liveness.stall_threshold / LOOKS_PER_STALL);
+    let mut ticks = tokio::time::interval(tick);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut heartbeat = beat(&main, &lifecycle);
     let mut last = Instant::now();
@@ -118,7 +156,7 @@ pub(super) async fn watch(lifecycle: Lifecycle, main: Handle) {
         if heartbeat.load(Ordering::Relaxed) {
             stalled = Duration::ZERO;
             heartbeat = beat(&main, &lifecycle);
-        } else if since < TICK + LATE {
+        } else if since < tick + LATE {
             stalled += since;
         }
         let was_running = liveness.is_running();
@@ -132,7 +170,7 @@ pub(super) async fn watch(lifecycle: Lifecycle, main: Handle) {
             );
         }
         liveness.tasks.store(main.metrics().num_alive_tasks(), Ordering::Relaxed);
-        liveness.resident_memory.store(memory::resident().unwrap_or(0), Ordering::Relaxed);
+        liveness.look_at_memory();
     }
 }
 

@@ -60,7 +60,8 @@ impl Orders {
     /// Starts what runs in the background, and the check that the cache is warm.
     pub fn start(&self, config: &Config, lifecycle: &Lifecycle, workers: &Workers) {
         self.products.start(&config.catalog, lifecycle, config.readiness.catalog);
-        lifecycle.background(self.feed.clone().follow());
+        let feed = self.feed.clone();
+        lifecycle.background("events", move || feed.clone().follow());
         worker::start(self, config, workers);
     }
 

@@ -57,7 +57,8 @@ impl Products {
             let mut cache = cache.subscribe();
             async move { cache.wait_for(Option::is_some).await.map(drop) }
         });
-        lifecycle.background(self.clone().refresh(settings.timeout, settings.refresh_interval));
+        let (products, config::Catalog { timeout, refresh_interval, .. }) = (self.clone(), settings.clone());
+        lifecycle.background("products", move || products.clone().refresh(timeout, refresh_interval));
     }
 
     async fn refresh(self, patience: Duration, interval: Duration) {

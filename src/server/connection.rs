@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr};
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
@@ -13,6 +13,7 @@ use http::header::TRANSFER_ENCODING;
 use http_body::Body as _;
 use hyper::body::Incoming;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use parking_lot::{Mutex, MutexGuard};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -236,10 +237,12 @@ impl Connection {
             head: 0,
             room: server.buffers.room(),
         };
+        // an IPv4 client of a dual-stack port is shown by its IPv4 address
+        let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
         Self(Arc::new(Inner {
-            local: stream.local_addr().unwrap_or(peer),
+            local: stream.local_addr().map_or(([0; 4], 0).into(), canonical),
             stream,
-            peer,
+            peer: canonical(peer),
             stages: server.stages.child(),
             server: Arc::clone(server),
             state: Mutex::new(state),
@@ -274,7 +277,7 @@ impl Connection {
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock()
     }
 
     /// When phase `stopping` began, if it has.
@@ -360,7 +363,7 @@ impl Connection {
             }
             let mut bytes = [0; READ];
             match self.stream().try_read(&mut bytes) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Ok(0) | Err(_) => return None,
                 Ok(count) => {
                     if first.is_empty() {

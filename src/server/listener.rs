@@ -1,13 +1,15 @@
 //! Listening, accepting, and the three stages of the stop: stop accepting, drain, abort.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use nix::errno::Errno;
+use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
 use socket2::{Domain, SockFilter, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -24,6 +26,10 @@ use crate::lifecycle::{Kind, Lifecycle};
 
 /// What axum's extractors take unless they are told otherwise.
 const AXUM_BODY_LIMIT: usize = 2 * 1024 * 1024;
+
+/// What a host without IPv6 answers: the kernel has none, or no address.
+const NO_IPV6: i32 = Errno::EAFNOSUPPORT as i32;
+const NO_IPV6_ADDRESS: i32 = Errno::EADDRNOTAVAIL as i32;
 
 /// Which of the two ports; each is a section of the settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +146,7 @@ impl Server {
     /// # Errors
     /// The system has no file descriptors left.
     pub fn serve(&self, router: Router) -> io::Result<()> {
-        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let socket = self.socket.lock().take();
         let Some(socket) = socket.filter(|_| !self.shared.stop_accepting.is_cancelled()) else {
             return Ok(());
         };
@@ -193,8 +199,23 @@ impl Server {
     }
 }
 
+/// Binds `address`. `[::]` takes IPv4 connections as well, and is `0.0.0.0` on a host that has no IPv6.
 fn bind(address: SocketAddr) -> io::Result<(Socket, SocketAddr)> {
+    let every = address.is_ipv6() && address.ip().is_unspecified();
+    match bind_one(address) {
+        Err(error) if every && matches!(error.raw_os_error(), Some(NO_IPV6 | NO_IPV6_ADDRESS)) => {
+            bind_one((Ipv4Addr::UNSPECIFIED, address.port()).into())
+        }
+        bound => bound,
+    }
+}
+
+fn bind_one(address: SocketAddr) -> io::Result<(Socket, SocketAddr)> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    if address.is_ipv6() {
+        // whatever the host's default is
+        socket.set_only_v6(false)?;
+    }
     socket.set_nonblocking(true)?;
     // a restart must not wait for the last process's connections in TIME_WAIT
     socket.set_reuse_address(true)?;
@@ -292,8 +313,8 @@ impl Shared {
         }
     }
 
-    fn open(&self) -> std::sync::MutexGuard<'_, Slab<Connection>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn open(&self) -> MutexGuard<'_, Slab<Connection>> {
+        self.open.lock()
     }
 }
 

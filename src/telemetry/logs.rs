@@ -12,7 +12,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use super::TelemetryError;
-use crate::config::LogFormat;
+use crate::config::{self, LogFormat};
 
 /// Lines that may wait; at some 400 bytes each, 1 MB.
 const QUEUE: usize = 2048;
@@ -46,14 +46,13 @@ impl Drop for Writer {
 /// Lines that were lost to a full queue. Read when metrics are.
 static QUEUED: std::sync::OnceLock<tracing_appender::non_blocking::ErrorCounter> = std::sync::OnceLock::new();
 
-/// Installs the subscriber. The level is `RUST_LOG`'s, `info` by default.
-pub(super) fn start(format: LogFormat, tracer: SdkTracer) -> Result<Writer, TelemetryError> {
-    let directives = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|directives| !directives.is_empty());
-    let filter = EnvFilter::builder().parse(directives.as_deref().unwrap_or("info"))?;
+/// Installs the subscriber.
+pub(super) fn start(settings: &config::Telemetry, tracer: SdkTracer) -> Result<Writer, TelemetryError> {
+    let filter = EnvFilter::builder().parse(&settings.log_filter)?;
     let (queue, worker) = NonBlockingBuilder::default().buffered_lines_limit(QUEUE).lossy(true).finish(Stdout);
     let _ = QUEUED.set(queue.error_counter());
     let lines = tracing_subscriber::fmt::layer().with_writer(queue);
-    let lines = match format {
+    let lines = match settings.log_format {
         LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
         LogFormat::Pretty => lines.with_target(false).with_ansi(io::stdout().is_terminal()).boxed(),
     };

@@ -86,11 +86,13 @@ fn describe() {
     gauge!("in_flight", "What is under way.");
     gauge!("lifecycle_phase", "1 for the phase the process is in.");
     gauge!("lifecycle_step_duration_seconds", "What a step of the stop took.");
+    counter!("lifecycle_stops_begun_total", "Stops that began, by trigger.");
+    counter!("lifecycle_stops_completed_total", "Stops that ended, by their worst step's outcome.");
     gauge!("readiness_check_passing", "1 while the check passes.");
     gauge!("db_client_connections", "Connections of the pool.");
     gauge!("db_client_connections_max", "Connections the pool may have.");
     counter!("log_lines_dropped_total", "Log lines lost, by why.");
-    counter!("worker_restarts_total", "Workers that fell and were started again.");
+    counter!("worker_restarts_total", "Workers and background tasks that panicked or ended, and were started again.");
     counter!("worker_jobs_total", "Jobs, by how they ended.");
     gauge!("tokio_workers", "Threads of the main runtime.");
     gauge!("tokio_alive_tasks", "Live tasks of the main runtime.");

@@ -38,7 +38,7 @@ impl Telemetry {
     /// Where `RUST_LOG` or `OTEL_*` cannot be used.
     pub fn start(settings: &config::Telemetry) -> Result<Self, TelemetryError> {
         let traces = traces::Traces::from_env()?;
-        let logs = logs::start(settings.log_format, traces.tracer())?;
+        let logs = logs::start(settings, traces.tracer())?;
         let metrics = metrics::Metrics::install()?;
         Ok(Self { _logs: logs, traces, metrics })
     }

@@ -17,10 +17,16 @@ use std::{
 use binary::Service;
 use files::{deployment, dockerfile, kustomization, manifest, pod, read, seconds, setting, settings};
 use serde_json::{Value, json};
+use service::config::Config;
 
 /// The container that serves.
 fn serve() -> Value {
     pod().pointer("/containers/0").cloned().expect("one container")
+}
+
+/// The container that migrates first.
+fn migrate() -> Value {
+    pod().pointer("/initContainers/0").cloned().expect("one init container")
 }
 
 fn container_port(name: &str) -> u64 {
@@ -29,7 +35,7 @@ fn container_port(name: &str) -> u64 {
     found.and_then(|port| port["containerPort"].as_u64()).unwrap_or_else(|| panic!("no port is named {name}"))
 }
 
-/// The port at the end of a default such as `0.0.0.0:8080` or `http://127.0.0.1:50051`.
+/// The port at the end of a default such as `[::]:8080` or `http://127.0.0.1:50051`.
 fn default_port(key: &str) -> u64 {
     let value = setting(key);
     value
@@ -49,12 +55,11 @@ fn the_grace_period_is_one_number() {
 
 #[test]
 fn every_budget_of_the_stop_fits() {
-    let steps =
-        ["drain_delay", "drain_timeout", "worker_timeout", "grpc_timeout", "database_timeout", "telemetry_timeout"];
-    let sum: Duration = steps.iter().map(|step| seconds(&format!("lifecycle.{step}"))).sum();
-    let deadline = seconds("lifecycle.deadline");
-    assert!(sum <= deadline, "the steps take {sum:?}, the deadline is {deadline:?}");
-    assert!(deadline + Duration::from_secs(2) <= seconds("lifecycle.termination_grace_period"));
+    let url = ("DATABASE_URL".to_owned(), "postgres://localhost/none".to_owned());
+    let lifecycle = Config::from_env([url].into_iter()).expect("the defaults are valid").lifecycle;
+    let sum: Duration = lifecycle.budgets().iter().map(|(_, budget)| *budget).sum();
+    assert!(sum <= lifecycle.deadline, "the steps take {sum:?}, the deadline is {:?}", lifecycle.deadline);
+    assert!(lifecycle.deadline + Duration::from_secs(2) <= lifecycle.termination_grace_period);
 }
 
 #[test]
@@ -69,7 +74,7 @@ fn the_ports_are_the_services_own() {
 fn the_service_leads_to_the_public_port_alone() {
     assert_eq!(
         manifest("service.yaml", "Service")["spec"]["ports"],
-        json!([{"name": "http", "port": 80, "targetPort": "http"}])
+        json!([{"name": "http", "port": 80, "targetPort": "http", "appProtocol": "http"}])
     );
 }
 
@@ -165,6 +170,9 @@ fn the_user_is_one_number() {
 fn the_pod_is_restricted() {
     let pod = pod();
     assert_eq!(pod["automountServiceAccountToken"], false);
+    let account = manifest("account.yaml", "ServiceAccount");
+    assert_eq!(account["automountServiceAccountToken"], false);
+    assert_eq!(pod["serviceAccountName"], account["metadata"]["name"], "an account of its own");
     assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
     assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
     for container in [&pod["initContainers"][0], &pod["containers"][0]] {
@@ -173,6 +181,43 @@ fn the_pod_is_restricted() {
         assert!(
             container["resources"]["limits"]["cpu"].is_null() && container["resources"]["limits"]["memory"].is_string()
         );
+    }
+}
+
+#[test]
+fn both_containers_are_one_image_in_one_environment() {
+    let (serve, migrate) = (serve(), migrate());
+    for field in ["image", "envFrom", "resources", "securityContext", "terminationMessagePolicy"] {
+        assert_eq!(serve[field], migrate[field], "{field}");
+    }
+    let serve = serve["env"].as_array().expect("variables");
+    for variable in migrate["env"].as_array().expect("variables") {
+        assert!(serve.contains(variable), "{variable}");
+    }
+}
+
+#[test]
+fn unready_pods_do_not_keep_a_node_from_being_drained() {
+    let budget = manifest("availability.yaml", "PodDisruptionBudget");
+    assert_eq!(budget["spec"]["unhealthyPodEvictionPolicy"], "AlwaysAllow");
+}
+
+#[test]
+fn a_rollouts_own_pods_are_spread_over_zones_and_nodes() {
+    let pod = pod();
+    let spread = pod["topologySpreadConstraints"].as_array().expect("constraints");
+    let keys: Vec<_> = spread.iter().map(|constraint| constraint["topologyKey"].as_str()).collect();
+    assert_eq!(keys, [Some("topology.kubernetes.io/zone"), Some("kubernetes.io/hostname")]);
+    for constraint in spread {
+        assert_eq!(constraint["matchLabelKeys"], json!(["pod-template-hash"]), "{constraint}");
+    }
+}
+
+#[test]
+fn the_service_has_every_ip_family_of_the_cluster() {
+    assert_eq!(manifest("service.yaml", "Service")["spec"]["ipFamilyPolicy"], "PreferDualStack");
+    for address in ["http.address", "admin.address"] {
+        assert!(setting(address).starts_with("[::]:"), "{address}");
     }
 }
 
@@ -201,7 +246,7 @@ fn the_name_is_the_packages() {
 }
 
 #[test]
-fn the_image_is_built_with_the_compiler_that_the_crate_asks_for() {
+fn the_image_is_built_with_the_crates_compiler() {
     let manifest: toml::Table = read("Cargo.toml").parse().expect("Cargo.toml");
     assert_eq!(dockerfile("ARG"), format!("RUST={}", manifest["package"]["rust-version"].as_str().expect("a version")));
 }

@@ -7,8 +7,11 @@ use std::{
     process::Command,
 };
 
-/// The release whose schemas are used: PyPI's package carries them and is numbered like it.
+/// PyPI's package carries the schemas of every release up to the one that it is numbered after.
 const SCHEMAS: &str = "kubernetes-validate==1.37.0";
+
+/// The oldest release that the manifests are for, and the newest.
+const RELEASES: [&str; 2] = ["1.29", "1.37"];
 
 /// What `kubectl apply -k` would send; nothing where there is no `kubectl`.
 pub(crate) fn render(tree: &str) -> Option<PathBuf> {
@@ -37,13 +40,16 @@ pub(crate) fn validate(tree: &str, rendered: &Path) {
             return left_out("the schemas need python3 with venv and pip, and PyPI");
         }
     }
-    let outcome = Command::new(program).arg("--strict").arg(rendered).output().expect("kubernetes-validate starts");
-    assert!(
-        outcome.status.success(),
-        "{tree}: {}{}",
-        String::from_utf8_lossy(&outcome.stdout),
-        String::from_utf8_lossy(&outcome.stderr)
-    );
+    for release in RELEASES {
+        let outcome = Command::new(&program).args(["--strict", "-k", release]).arg(rendered).output();
+        let outcome = outcome.expect("kubernetes-validate starts");
+        assert!(
+            outcome.status.success(),
+            "{tree} on {release}: {}{}",
+            String::from_utf8_lossy(&outcome.stdout),
+            String::from_utf8_lossy(&outcome.stderr)
+        );
+    }
 }
 
 /// Written past the test runner, which shows the output of failing tests alone.

@@ -53,7 +53,7 @@ impl Stage {
             .set("worker.poll_interval", "100ms")
             .set("worker.concurrency", 2)
             .set("lifecycle.drain_delay", "200ms")
-            .set("lifecycle.drain_timeout", "5s")
+            .set("lifecycle.drain_http", "5s")
     }
 
     /// Tells the clients where a replica is, or that it is gone.

@@ -50,7 +50,7 @@ async fn serves(service: &Service) -> bool {
 }
 
 #[tokio::test]
-async fn near_its_memory_limit_it_sheds_load_with_503_and_stays_alive() {
+async fn near_its_memory_limit_it_is_not_ready_and_stays_alive() {
     let world = World::new().await;
     let measured = world.serve().await;
     eventually("it serves", s(5), async || serves(&measured).await).await;
@@ -58,7 +58,11 @@ async fn near_its_memory_limit_it_sheds_load_with_503_and_stays_alive() {
     // program's own pages are shared: it is not killed.
     let Some(group) = Group::new(MEMORY, os::resident(measured.pid()) * 104 / 100) else { return };
     drop(measured);
-    let service = group.enter(world.service()).ready().await;
+    let service = group.enter(world.service()).spawn();
+    service.phase("ready").await;
+    let reason = async || service.probe("/readyz").await.json()["reason"].to_string().contains("short of memory");
+    eventually("it is not ready, and says why", s(10), reason).await;
+    assert_eq!(service.probe("/readyz").await.status, 503);
     let shed = async || service.get("/v1/products/SKU-1").await;
     eventually("it sheds load", s(10), async || shed().await.status == 503).await;
     is_503(&shed().await);
@@ -75,16 +79,16 @@ fn workers(service: &Service) -> usize {
 }
 
 #[tokio::test]
-async fn it_has_a_worker_for_each_processor_that_it_may_use() {
+async fn it_has_a_worker_for_each_processor_and_at_least_two() {
     let world = World::new().await;
     let one = world.service().under(["taskset", "--cpu-list", "0"]).ready().await;
-    assert_eq!(workers(&one), 1);
+    assert_eq!(workers(&one), 2);
     let three = world.service().env("TOKIO_WORKER_THREADS", 3).ready().await;
     assert_eq!(workers(&three), 3, "as it is told");
     // of every 100 ms
     let Some(half) = Group::new(CPU, 50_000) else { return };
     let half = half.enter(world.service()).ready().await;
-    assert_eq!(workers(&half), 1);
+    assert_eq!(workers(&half), 2);
     assert!(serves(&half).await);
     half.kill().await;
 }

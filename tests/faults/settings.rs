@@ -2,22 +2,26 @@
 
 use futures_util::{StreamExt, stream};
 
+use service::config::Config;
+
 use crate::support::{Launch, World, eventually, s};
 
 /// The setting, its smallest and its largest value; where one has to go with it, what that is.
-const EXTREMES: [(&str, [&str; 2]); 34] = [
+const EXTREMES: [(&str, [&str; 2]); 37] = [
     ("http.request_timeout", ["100ms", "1h"]),
     ("http.header_timeout", ["100ms", "1h"]),
     ("http.idle_timeout", ["100ms", "1h"]),
     ("http.body_limit", ["1B", "1GiB"]),
+    ("http.max_buffered", ["1MiB", "1TiB"]),
     ("http.max_connections", ["1", "1000000"]),
+    ("http.max_connection_age", ["1s", "7days"]),
     ("http.max_in_flight", ["1", "1000000"]),
     ("lifecycle.drain_delay", ["0s", "3598s"]),
-    ("lifecycle.drain_timeout", ["0s", "3598s"]),
-    ("lifecycle.worker_timeout", ["0s", "3598s"]),
-    ("lifecycle.grpc_timeout", ["0s", "3598s"]),
-    ("lifecycle.database_timeout", ["0s", "3598s"]),
-    ("lifecycle.telemetry_timeout", ["0s", "3598s"]),
+    ("lifecycle.drain_http", ["0s", "3598s"]),
+    ("lifecycle.drain_workers", ["0s", "3598s"]),
+    ("lifecycle.grpc_channel", ["0s", "3598s"]),
+    ("lifecycle.database_pool", ["0s", "3598s"]),
+    ("lifecycle.telemetry", ["0s", "3598s"]),
     ("lifecycle.deadline", ["1ms", "3598s"]),
     ("lifecycle.termination_grace_period", ["2s1ms", "1h"]),
     ("lifecycle.stall_threshold", ["1s", "1h"]),
@@ -27,7 +31,7 @@ const EXTREMES: [(&str, [&str; 2]); 34] = [
     ("readiness.timeout", ["100ms", "1h"]),
     ("readiness.failures", ["1", "1000"]),
     ("readiness.postgres", ["required", "advisory"]),
-    ("readiness.catalog", ["required", "advisory"]),
+    ("readiness.catalog", ["startup", "advisory"]),
     ("database.max_connections", ["1", "10000"]),
     ("database.acquire_timeout", ["100ms", "1h"]),
     ("database.statement_timeout", ["100ms", "1h"]),
@@ -37,24 +41,25 @@ const EXTREMES: [(&str, [&str; 2]); 34] = [
     ("catalog.refresh_interval", ["10ms", "1h"]),
     ("worker.concurrency", ["1", "1000"]),
     ("worker.poll_interval", ["1ms", "1h"]),
+    ("telemetry.log_filter", ["info", "info,service=trace"]),
     ("telemetry.log_format", ["json", "json"]),
     ("http.address", ["127.0.0.1:0", "[::]:0"]),
     ("admin.address", ["127.0.0.1:0", "0.0.0.0:0"]),
 ];
 
-const BUDGETS: [&str; 6] =
-    ["drain_delay", "drain_timeout", "worker_timeout", "grpc_timeout", "database_timeout", "telemetry_timeout"];
-
 /// With the settings that this one must agree with.
 fn with(launch: Launch, setting: &str, value: &str) -> Launch {
-    let none =
-        |launch: Launch| BUDGETS.iter().fold(launch, |launch, budget| launch.set(&format!("lifecycle.{budget}"), "0s"));
+    let url = ("DATABASE_URL".to_owned(), "postgres://localhost/none".to_owned());
+    let defaults = Config::from_env([url].into_iter()).expect("the defaults are valid");
+    let budgets = defaults.lifecycle.budgets().map(|(budget, _)| budget);
+    let none = |launch: Launch| budgets.iter().fold(launch, |launch, budget| launch.set(budget, "0s"));
     let longest =
         |launch: Launch| launch.set("lifecycle.deadline", "3598s").set("lifecycle.termination_grace_period", "1h");
-    let launch = match setting.strip_prefix("lifecycle.") {
-        Some(own) if BUDGETS.contains(&own) => longest(none(launch)),
-        Some("deadline") => longest(none(launch)),
-        Some("termination_grace_period") => none(launch).set("lifecycle.deadline", "1ms"),
+    let launch = match setting {
+        "lifecycle.deadline" => longest(none(launch)),
+        "lifecycle.termination_grace_period" => none(launch).set("lifecycle.deadline", "1ms"),
+        "http.body_limit" => launch.set("http.max_buffered", "1GiB"),
+        budget if budgets.contains(&budget) => longest(none(launch)),
         _ => launch,
     };
     launch.set(setting, value)

@@ -32,7 +32,7 @@ async fn a_request_under_way_is_answered() {
 async fn a_request_that_outstays_its_budget_is_cut_and_named_and_the_exit_code_says_so() {
     let world = World::new().await;
     let launch = world.service().set("catalog.timeout", "60s").set("http.request_timeout", "60s");
-    let service = launch.set("lifecycle.drain_timeout", "700ms").ready().await;
+    let service = launch.set("lifecycle.drain_http", "700ms").ready().await;
     let mut raw = Raw::connect(service.http().await).await;
     let body = json!({ "sku": "SLOW-50000", "quantity": 1 }).to_string();
     let head = "POST /v1/orders HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\ncontent-length";
@@ -120,7 +120,7 @@ async fn a_job_under_way_is_finished() {
 #[tokio::test]
 async fn a_job_that_outstays_its_budget_is_handed_back() {
     let world = World::new().await;
-    let launch = world.service().set("catalog.timeout", "60s").set("lifecycle.worker_timeout", "300ms");
+    let launch = world.service().set("catalog.timeout", "60s").set("lifecycle.drain_workers", "300ms");
     let service = launch.ready().await;
     let id = id(&order(&service, "SLOW-RESERVE-50000", 1).await);
     eventually("it is being reserved", s(10), async || world.catalog().reserved(&id) == 1).await;

@@ -1,10 +1,12 @@
 //! The admin port's other answers: metrics, the status page, and who may do what.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 
 use hyper::Method;
+use socket2::{Domain, Socket, Type};
 
-use crate::support::{Service, World, request, s, send};
+use crate::support::{Service, With, World, request, s, send};
 
 /// Every metric that dashboards and alerts may rely on, but for those that count what has not happened yet.
 const METRICS: [&str; 14] = [
@@ -110,7 +112,7 @@ async fn the_admin_port_answers_get_alone_save_for_drain() {
 }
 
 #[tokio::test]
-async fn drain_is_for_the_loopback_alone() {
+async fn drain_is_refused_from_another_address() {
     let Some(outside) = own_address() else {
         return println!("skipped: this machine has no address but the loopback");
     };
@@ -123,6 +125,43 @@ async fn drain_is_for_the_loopback_alone() {
     let allowed = SocketAddr::from(([127, 0, 0, 1], outside.port()));
     assert_eq!(send(allowed, request(Method::POST, "/drain")).await.expect("it answers").status, 200);
     assert_eq!(service.exit(s(10)).await.code, Some(0));
+}
+
+#[tokio::test]
+async fn drain_is_refused_from_a_sidecars_loopback_address() {
+    let world = World::new().await;
+    let service = world.service().set("admin.address", "0.0.0.0:0").ready().await;
+    let port = service.admin().await.port();
+    // Istio's proxy speaks from 127.0.0.6; or the other end is an address that the network leads to
+    for (from, to) in [([127, 0, 0, 6], [127, 0, 0, 1]), ([127, 0, 0, 1], [127, 0, 0, 2])] {
+        let mut stream = from_to((from, 0).into(), (to, port).into());
+        write!(stream, "POST /drain HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            .expect("it is connected");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers");
+        assert!(answer.starts_with("HTTP/1.1 403"), "from {from:?} to {to:?}: {answer}");
+    }
+    assert_eq!(service.probe("/readyz").await.status, 200);
+}
+
+#[tokio::test]
+async fn drain_is_refused_to_a_browser() {
+    let world = World::new().await;
+    let service = world.serve().await;
+    for (header, value) in [("origin", "http://localhost:3000"), ("origin", "null"), ("sec-fetch-site", "none")] {
+        let browsers = request(Method::POST, "/drain").with(header, value);
+        let refused = send(service.admin().await, browsers).await.expect("it answers");
+        assert_eq!(refused.status, 403, "{header}: {value}");
+    }
+    assert_eq!(service.probe("/readyz").await.status, 200);
+}
+
+/// A connection between these two ends.
+fn from_to(from: SocketAddr, to: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::for_address(from), Type::STREAM, None).expect("a socket");
+    socket.bind(&from.into()).expect("it is of the loopback");
+    socket.connect(&to.into()).expect("it accepts");
+    socket.into()
 }
 
 async fn ask(service: &Service, method: Method, path: &str) -> u16 {

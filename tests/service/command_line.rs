@@ -14,7 +14,7 @@ async fn help_names_every_command() {
 }
 
 #[tokio::test]
-async fn version_is_the_packages() {
+async fn version_is_that_of_the_package() {
     let version = Launch::new().args(["--version"]).run().await;
     assert_eq!(version.code, Some(0));
     assert!(version.stdout.contains(env!("CARGO_PKG_VERSION")), "{}", version.stdout);
@@ -29,7 +29,7 @@ async fn an_unknown_command_is_bad_configuration() {
 }
 
 #[tokio::test]
-async fn serve_is_what_no_command_means() {
+async fn the_serve_command_serves() {
     let world = World::new().await;
     let named = world.service().args(["serve"]).ready().await;
     assert_eq!(named.stop().await.code, Some(0));
@@ -60,7 +60,7 @@ async fn health_fails_soon_where_nobody_answers() {
 }
 
 #[tokio::test]
-async fn health_and_pre_stop_fail_in_bounded_time_where_somebody_accepts_and_says_nothing() {
+async fn health_and_pre_stop_fail_in_time_if_nobody_answers() {
     let world = World::new().await;
     let silent = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = silent.local_addr().expect("it is bound");

@@ -30,6 +30,8 @@ async fn drain_alone_stops_it() {
     let began = Instant::now();
     assert_eq!(service.drain().await.status, 200);
     assert_eq!(service.probe("/readyz").await.status, 503, "as soon as it is answered");
+    let begun = service.metric("lifecycle_stops_begun_total", &[("trigger", "pre-stop")]).await;
+    assert_eq!(begun, Some(1.0));
     ends_once(&service, began).await;
 }
 
@@ -77,15 +79,15 @@ async fn both_at_once_are_one() {
 }
 
 #[tokio::test]
-async fn a_second_signal_after_drain_ends_it_at_once() {
+async fn a_second_sigint_after_drain_ends_it_at_once() {
     let world = World::new().await;
     let service = world.service().set("lifecycle.drain_delay", "10s").ready().await;
     service.drain().await;
     // Two that come before the first is looked at are one, so there may have to be a third.
     let ended = async || {
-        service.signal(Signal::TERM);
+        service.signal(Signal::INT);
         tokio::time::sleep(ms(50)).await;
         service.ended()
     };
-    assert_eq!(eventually("it has ended", s(5), ended).await.code, Some(143));
+    assert_eq!(eventually("it has ended", s(5), ended).await.code, Some(130));
 }

@@ -14,6 +14,7 @@ mod migrate;
 mod panic;
 mod peer;
 mod pid_1;
+mod ports;
 mod probes;
 mod settings;
 mod start;

@@ -8,7 +8,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn a_peer_behind_a_certificate_of_a_private_authority_is_reached_and_without_that_authority_it_is_not() {
+async fn a_peer_of_a_private_authority_is_reached_with_it_alone() {
     let Some(authority) = Authority::new() else { return };
     let world = World::new().await;
     let (_reporter, health) = tonic_health::server::health_reporter();

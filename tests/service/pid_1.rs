@@ -41,6 +41,19 @@ async fn as_pid_1_it_stops_in_order() {
 }
 
 #[tokio::test]
+async fn as_pid_1_sighup_reads_the_settings_again() {
+    let world = World::new().await;
+    let Some(service) = spawn(&world).await else {
+        return;
+    };
+    service.ready().await;
+    kill_process(child(&service).await, Signal::HUP).expect("it runs");
+    let read = async || !service.logged("settings are read again").is_empty();
+    eventually("the settings are read again", s(5), read).await;
+    assert_eq!(service.get("/openapi.json").await.status, 200);
+}
+
+#[tokio::test]
 async fn as_pid_1_it_hears_a_signal_from_the_first_instant() {
     let world = World::new().await;
     for _ in 0..5 {

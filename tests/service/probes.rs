@@ -26,7 +26,7 @@ async fn a_ready_service_says_so_on_every_probe() {
     assert_eq!(report["phase"], "ready", "{report}");
     let postgres = &report["checks"]["postgres"];
     assert_eq!(postgres["status"], "pass", "{report}");
-    assert_eq!(postgres["required"], true, "{report}");
+    assert_eq!((&postgres["policy"], &postgres["required"]), (&"required".into(), &true.into()), "{report}");
     assert!(postgres["age"].as_f64().is_some_and(|age| age < 5.0), "{report}");
     assert_eq!(service.probe("/startupz").await.status, 200);
     let live = service.probe("/livez").await;
@@ -45,6 +45,7 @@ async fn readyz_names_the_check_that_fails_and_the_others_do_not_move() {
     let unready = service.probe("/readyz").await;
     assert_eq!(unready.status, 503);
     assert_eq!(unready.json()["status"], "unavailable", "{unready:?}");
+    assert!(unready.json()["reason"].to_string().contains("postgres: "), "{unready:?}");
     assert_eq!(service.probe("/livez").await.status, 200);
     assert_eq!(service.probe("/startupz").await.status, 200);
     proxy.pass();
@@ -85,6 +86,25 @@ async fn an_advisory_check_is_reported_and_never_unready() {
     let report = service.probe("/readyz").await;
     assert_eq!(report.status, 200);
     assert_eq!(report.json()["checks"]["postgres"]["required"], false);
+    assert_eq!(report.json()["checks"]["postgres"]["policy"], "advisory");
+}
+
+#[tokio::test]
+async fn a_startup_check_is_awaited_once_and_reported_afterwards() {
+    let world = World::new().await;
+    let proxy = Proxy::before(world.database.address());
+    proxy.refuse();
+    let launch = world.service().set("database.url", world.database.url_at(proxy.address));
+    let service = launch.set("readiness.postgres", "startup").spawn();
+    check_is(&service, "postgres", "fail", "refused").await;
+    assert_eq!(service.probe("/readyz").await.status, 503);
+    proxy.pass();
+    service.ready_within(s(10)).await;
+    proxy.refuse();
+    check_is(&service, "postgres", "fail", "refused").await;
+    let report = service.probe("/readyz").await;
+    assert_eq!(report.status, 200);
+    assert_eq!(report.json()["checks"]["postgres"]["policy"], "startup");
 }
 
 #[tokio::test]
@@ -103,7 +123,7 @@ async fn a_probe_asks_no_dependency() {
 }
 
 #[tokio::test]
-async fn startup_and_liveness_are_the_processs_own_while_the_database_is_away() {
+async fn the_database_is_no_matter_of_startupz_and_livez() {
     let world = World::new().await;
     let proxy = Proxy::before(world.database.address());
     proxy.blackhole();

@@ -41,7 +41,7 @@ fn assert_names(text: &str, parts: &[&str]) {
 }
 
 #[tokio::test]
-async fn every_fault_is_named_at_once_with_what_was_given_and_what_is_allowed() {
+async fn every_fault_is_named_at_once_with_what_is_allowed() {
     let wrong = config()
         .set("http.request_timeout", "soon")
         .set("http.max_in_flight", 0)
@@ -78,13 +78,13 @@ async fn every_command_that_reads_settings_refuses_wrong_ones() {
 }
 
 #[tokio::test]
-async fn a_stop_that_does_not_fit_the_deadline_names_the_numbers_to_change() {
-    let faults = faults(config().set("lifecycle.drain_timeout", "20s")).await;
-    assert_names(&faults, &["lifecycle.deadline", "25s", "33s", "lifecycle.drain_timeout"]);
+async fn budgets_over_the_deadline_name_the_numbers_to_change() {
+    let faults = faults(config().set("lifecycle.drain_http", "20s")).await;
+    assert_names(&faults, &["lifecycle.deadline", "25s", "33s", "lifecycle.drain_http"]);
 }
 
 #[tokio::test]
-async fn a_deadline_that_does_not_fit_the_grace_period_names_the_numbers_to_change() {
+async fn a_deadline_over_the_grace_period_names_the_numbers() {
     let faults = faults(config().set("lifecycle.termination_grace_period", "26s")).await;
     assert_names(&faults, &["lifecycle.termination_grace_period", "26s", "27s", "lifecycle.deadline"]);
 }
@@ -96,7 +96,7 @@ async fn a_missing_database_url_says_how_to_give_one() {
 }
 
 #[tokio::test]
-async fn config_prints_the_settings_in_force_as_a_file_that_can_be_used() {
+async fn config_prints_a_file_that_can_be_used() {
     let shown = config().set("http.idle_timeout", "90s").run().await;
     assert_eq!(shown.code, Some(0), "{shown:#?}");
     let file = file(&shown.stdout);
@@ -127,7 +127,7 @@ async fn config_shows_no_secret() {
 }
 
 #[tokio::test]
-async fn the_environment_goes_over_the_file_and_the_file_over_the_defaults() {
+async fn the_environment_overrides_the_file_and_that_the_defaults() {
     let file = file("[http]\nmax_in_flight = 7\nidle_timeout = \"80s\"\n");
     let shown = config().env("APP_CONFIG", file.path().display()).set("http.idle_timeout", "2m").run().await;
     let shown = settings(&shown.stdout);
@@ -186,4 +186,23 @@ async fn a_file_that_cannot_be_read_is_named_and_not_quoted() {
     let broken = file(&format!("[database]\nurl = \"{URL}\n"));
     let path = broken.path().display().to_string();
     assert_names(&faults_of(&path).await, &["APP_CONFIG"]);
+}
+
+#[tokio::test]
+async fn the_log_filter_is_rust_logs_and_ours_goes_over_it() {
+    let filter = async |launch: Launch| settings(&launch.run().await.stdout)["telemetry"]["log_filter"].to_string();
+    assert_eq!(filter(config()).await, "\"info\"");
+    assert_eq!(filter(config().env("RUST_LOG", "")).await, "\"info\"", "as if it were not set");
+    assert_eq!(filter(config().env("RUST_LOG", "warn")).await, "\"warn\"");
+    let file = file("[telemetry]\nlog_filter = \"debug\"\n");
+    assert_eq!(filter(config().env("APP_CONFIG", file.path().display())).await, "\"debug\"");
+    assert_eq!(filter(config().env("RUST_LOG", "warn").set("telemetry.log_filter", "error")).await, "\"error\"");
+    let faults = faults(config().env("RUST_LOG", "service=loud")).await;
+    assert_names(&faults, &["telemetry.log_filter", "service=loud", "RUST_LOG"]);
+}
+
+#[tokio::test]
+async fn a_body_that_could_never_be_held_is_a_fault() {
+    let faults = faults(config().set("http.body_limit", "64MiB")).await;
+    assert_names(&faults, &["http.max_buffered", "32.0 MiB", "64.0 MiB", "http.body_limit"]);
 }

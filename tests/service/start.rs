@@ -19,11 +19,11 @@ async fn stops_at_once(service: &Service) {
 
 /// The settings of a stop as they are in production: none of its budgets may be spent.
 fn patient(launch: Launch) -> Launch {
-    launch.unset("lifecycle.drain_delay").unset("lifecycle.drain_timeout").unset("readiness.interval")
+    launch.unset("lifecycle.drain_delay").unset("lifecycle.drain_http").unset("readiness.interval")
 }
 
 #[tokio::test]
-async fn without_a_database_it_lives_and_it_is_ready_soon_after_it_is_back() {
+async fn it_lives_without_a_database_and_is_ready_once_there_is_one() {
     let world = World::new().await;
     let proxy = Proxy::before(world.database.address());
     proxy.refuse();
@@ -52,7 +52,7 @@ async fn the_public_port_refuses_until_it_is_ready() {
 }
 
 #[tokio::test]
-async fn a_schema_that_is_too_old_is_not_ready_and_says_what_to_run() {
+async fn an_older_schema_is_not_ready_and_says_what_to_run() {
     if !Database::has_migrations() {
         return println!("skipped: there are no migrations");
     }
@@ -70,7 +70,7 @@ async fn a_schema_that_is_too_old_is_not_ready_and_says_what_to_run() {
 }
 
 #[tokio::test]
-async fn a_schema_that_is_newer_is_fine_since_a_rollout_migrates_first() {
+async fn a_newer_schema_is_ready() {
     if !Database::has_migrations() {
         return println!("skipped: there are no migrations");
     }
@@ -148,7 +148,7 @@ async fn sigterm_while_it_connects_is_a_clean_exit() {
 }
 
 #[tokio::test]
-async fn sigterm_while_it_migrates_over_a_dead_network_is_a_clean_exit() {
+async fn sigterm_while_it_migrates_over_a_dead_network_is_clean() {
     let world = World::new().await;
     let proxy = Proxy::before(world.database.address());
     proxy.blackhole();
@@ -159,7 +159,7 @@ async fn sigterm_while_it_migrates_over_a_dead_network_is_a_clean_exit() {
 }
 
 #[tokio::test]
-async fn sigterm_while_it_waits_for_another_replicas_migration_is_a_clean_exit() {
+async fn sigterm_while_another_replica_migrates_is_a_clean_exit() {
     if !Database::has_migrations() {
         return println!("skipped: there are no migrations");
     }

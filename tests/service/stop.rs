@@ -43,7 +43,7 @@ async fn the_phases_go_one_way_and_say_what_began_the_stop() {
 async fn every_step_keeps_to_the_budget_that_the_settings_give_it() {
     let world = World::new().await;
     let service =
-        world.service().set("lifecycle.drain_delay", "300ms").set("lifecycle.worker_timeout", "3s").ready().await;
+        world.service().set("lifecycle.drain_delay", "300ms").set("lifecycle.drain_workers", "3s").ready().await;
     let asked = Instant::now();
     service.stop().await;
     assert_eq!(service.step("drain_workers").budget, s(3));
@@ -103,26 +103,76 @@ async fn idle_connections_do_not_hold_it_up() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_it_at_once_with_that_signals_code() {
+async fn a_second_sigterm_joins_the_stop() {
     let world = World::new().await;
-    for (second, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
-        let service = world.service().set("lifecycle.drain_delay", "10s").ready().await;
+    let service = world.service().set("lifecycle.drain_delay", "1s").ready().await;
+    let began = Instant::now();
+    // as process managers do, to the group and to the process
+    for _ in 0..3 {
         service.signal(Signal::TERM);
-        service.phase("draining").await;
-        let asked = Instant::now();
-        service.signal(second);
-        let exit = service.exit(s(5)).await;
-        assert_eq!(exit.code, Some(code));
-        assert!(exit.at - asked < ms(500), "{:?}", exit.at - asked);
+        tokio::time::sleep(ms(30)).await;
     }
+    service.phase("draining").await;
+    assert_eq!(service.get("/openapi.json").await.status, 200, "it still serves");
+    let exit = service.exit(s(10)).await;
+    assert_eq!(exit.code, Some(0));
+    assert!(exit.at - began >= s(1), "{:?}", exit.at - began);
+    assert_eq!(names(&service), STEPS);
+}
+
+#[tokio::test]
+async fn one_sigint_after_sigterm_joins_the_stop() {
+    let world = World::new().await;
+    let service = world.service().set("lifecycle.drain_delay", "1s").ready().await;
+    service.signal(Signal::TERM);
+    service.phase("draining").await;
+    service.signal(Signal::INT);
+    assert_eq!(service.exit(s(10)).await.code, Some(0));
+    assert_eq!(names(&service), STEPS);
+}
+
+#[tokio::test]
+async fn a_second_sigint_exits_at_once_with_130() {
+    let world = World::new().await;
+    let service = world.service().set("lifecycle.drain_delay", "10s").ready().await;
+    service.signal(Signal::INT);
+    service.phase("draining").await;
+    let asked = Instant::now();
+    service.signal(Signal::INT);
+    let exit = service.exit(s(5)).await;
+    assert_eq!(exit.code, Some(130));
+    assert!(exit.at - asked < ms(500), "{:?}", exit.at - asked);
+}
+
+#[tokio::test]
+async fn sighup_ends_nothing_and_says_which_setting_changed() {
+    let world = World::new().await;
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    let write = |text: &str| std::fs::write(file.path(), text).expect("it can be written");
+    write("[http]\nmax_in_flight = 100\n");
+    let service = world.service().env("APP_CONFIG", file.path().display()).ready().await;
+    write("[http]\nmax_in_flight = 200\n");
+    service.signal(Signal::HUP);
+    let changed = async || service.logged("setting has changed: it takes effect at the next start").pop();
+    let changed = eventually("the change is named", s(5), changed).await;
+    assert_eq!(changed["setting"], "http.max_in_flight");
+    assert_eq!((&changed["from"], &changed["to"]), (&"100".into(), &"200".into()));
+    write("[http]\nmax_in_flight = -1\n");
+    service.signal(Signal::HUP);
+    let refused = async || service.logged("settings are not read again").pop();
+    let refused = eventually("what is wrong is named", s(5), refused).await;
+    assert!(refused["error"].to_string().contains("http.max_in_flight"), "{refused}");
+    always("it serves", ms(300), async || service.get("/openapi.json").await.status == 200).await;
+    assert_eq!(service.phases(), ["starting", "ready"]);
+    assert_eq!(service.stop().await.code, Some(0));
 }
 
 #[tokio::test]
 async fn past_its_deadline_it_is_gone_and_has_said_what_was_left() {
     let world = World::new().await;
     let mut launch = world.service().set("lifecycle.drain_delay", "2s").set("lifecycle.deadline", "3s");
-    for step in ["drain", "worker", "grpc", "database", "telemetry"] {
-        launch = launch.set(&format!("lifecycle.{step}_timeout"), "200ms");
+    for step in ["drain_http", "drain_workers", "grpc_channel", "database_pool", "telemetry"] {
+        launch = launch.set(&format!("lifecycle.{step}"), "200ms");
     }
     let service = launch.ready().await;
     service.signal(Signal::TERM);

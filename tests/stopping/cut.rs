@@ -11,9 +11,9 @@ use crate::{
 };
 
 /// A service that has so long for the drain.
-async fn serve(stage: &Stage, drain_timeout: &str) -> Service {
+async fn serve(stage: &Stage, budget: &str) -> Service {
     let launch = stage.service().set("catalog.timeout", "20s").set("http.request_timeout", "20s");
-    launch.set("lifecycle.drain_timeout", drain_timeout).ready().await
+    launch.set("lifecycle.drain_http", budget).ready().await
 }
 
 /// One that has half a second.

@@ -70,7 +70,7 @@ async fn a_slow_upload_in_chunks_finishes() {
 async fn a_slow_download_finishes_byte_for_byte() {
     const LARGE: &str = "/docs/swagger-ui-bundle.js";
     let stage = world().await;
-    let service = stage.service().set("lifecycle.drain_timeout", "12s").ready().await;
+    let service = stage.service().set("lifecycle.drain_http", "12s").ready().await;
     let whole = service.get(LARGE).await.body;
     assert!(whole.len() > 1_000_000, "more than sockets hold");
     let mut raw = narrow(service.http().await).await;

@@ -76,7 +76,7 @@ async fn a_slow_upload_finishes() {
 async fn a_slow_download_finishes_byte_for_byte() {
     const LARGE: &str = "/docs/swagger-ui-bundle.js";
     let stage = world().await;
-    let service = stage.service().set("lifecycle.drain_timeout", "12s").ready().await;
+    let service = stage.service().set("lifecycle.drain_http", "12s").ready().await;
     let whole = service.get(LARGE).await.body;
     let mut connection = Http2::over(narrow(service.http().await).await.stream, &[]).await;
     connection.get(1, LARGE).await;

@@ -4,9 +4,9 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    Stage,
-    support::{STEPS, Service, Signal, ms, os::Halted, s},
-    world,
+    Stage, drain, patient, slow,
+    support::{End, Raw, STEPS, Service, Signal, ms, os::Halted, s},
+    under_way, world,
 };
 
 const DELAY: Duration = ms(2500);
@@ -72,13 +72,47 @@ async fn the_hook_repeated_for_as_long_as_it_lasts_is_one_stop() {
 }
 
 #[tokio::test]
+async fn sigterm_twice_within_50_ms_loses_no_request() {
+    let stage = world().await;
+    let service = patient(&stage).await;
+    let mut raw = Raw::connect(service.http().await).await;
+    raw.write(slow(1500)).await;
+    under_way(&stage, 1500).await;
+    service.signal(Signal::TERM);
+    tokio::time::sleep(ms(20)).await;
+    service.signal(Signal::TERM);
+    assert_eq!(raw.reply().await.status, 201);
+    assert_eq!(raw.ends().await, End::Clean);
+    assert_eq!(service.exit(s(10)).await.code, Some(0));
+}
+
+#[tokio::test]
+async fn a_second_sigint_exits_at_once_whatever_is_in_flight() {
+    let stage = world().await;
+    let service = patient(&stage).await;
+    let mut raw = Raw::connect(service.http().await).await;
+    raw.write(slow(15_000)).await;
+    under_way(&stage, 15_000).await;
+    // the first SIGINT of a stop that SIGTERM began joins it
+    drain(&service).await;
+    service.signal(Signal::INT);
+    tokio::time::sleep(ms(100)).await;
+    assert!(service.ended().is_none());
+    let asked = Instant::now();
+    service.signal(Signal::INT);
+    let exit = service.exit(s(5)).await;
+    assert_eq!(exit.code, Some(130));
+    assert!(exit.at - asked < ms(500), "{:?}", exit.at - asked);
+}
+
+#[tokio::test]
 async fn the_deadline_counts_from_the_first_trigger() {
     let stage = world().await;
     let mut launch = stage.service().set("lifecycle.deadline", "4s").set("lifecycle.drain_delay", "1s");
-    for step in ["drain", "grpc", "database", "telemetry"] {
-        launch = launch.set(&format!("lifecycle.{step}_timeout"), "100ms");
+    for step in ["drain_http", "grpc_channel", "database_pool", "telemetry"] {
+        launch = launch.set(&format!("lifecycle.{step}"), "100ms");
     }
-    let service = launch.set("lifecycle.worker_timeout", "2600ms").ready().await;
+    let service = launch.set("lifecycle.drain_workers", "2600ms").ready().await;
     // The steps have nobody to run them: each takes its whole budget, and all of them more than the deadline, but less
     // than one that is counted from the signal.
     let _halted = Halted::threads(service.pid(), "tokio-rt-worker");

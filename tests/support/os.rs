@@ -2,6 +2,8 @@
 
 use std::{
     fs,
+    path::Path,
+    process::Command,
     sync::mpsc::{self, RecvTimeoutError},
     thread::{self, JoinHandle},
     time::Duration,
@@ -115,4 +117,14 @@ fn hold(mut threads: Vec<Thread>, released: &mpsc::Receiver<()>) {
     for thread in threads {
         let _ = ptrace::detach(thread, None);
     }
+}
+
+/// A library that the loader puts before the system's own.
+pub(crate) fn library(folder: &Path, code: &str) -> String {
+    let (source, library) = (folder.join("library.c"), folder.join("library.so"));
+    fs::write(&source, code).expect("the folder is ours");
+    // the linker of every Rust program
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status();
+    assert!(built.expect("cc is there").success());
+    library.display().to_string()
 }

@@ -34,7 +34,7 @@ impl World {
             .set("worker.poll_interval", "100ms")
             .set("lifecycle.drain_delay", "200ms")
             // Leaves room in the deadline for a test that wants a long delay.
-            .set("lifecycle.drain_timeout", "5s");
+            .set("lifecycle.drain_http", "5s");
         match &self.catalog {
             Some(catalog) => launch.set("catalog.endpoint", catalog.endpoint()),
             None => launch.set("readiness.catalog", "advisory"),

@@ -3,6 +3,7 @@
 //! `config/default.toml` lists each with its default and its meaning and is compiled in; [`Config::load`] lays a file
 //! and the environment over it (see [`load`]). A setting that is read anywhere is a field here.
 
+mod changes;
 mod load;
 mod values;
 
@@ -13,10 +14,12 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
 
+pub use changes::Change;
 pub use load::{Fault, InvalidConfig};
-pub use values::DatabaseUrl;
-use values::{address, duration, limit, size};
+pub use values::{DatabaseUrl, LogFormat, Policy};
+use values::{address, duration, duration_or_off, limit, size};
 
 /// How much longer than the deadline the grace period must be: the time a kubelet may take from a container's exit to
 /// seeing it, and the clock's start before ours.
@@ -59,14 +62,14 @@ pub struct Http {
     /// The largest request body.
     #[serde(deserialize_with = "size")]
     pub body_limit: ByteSize,
-    /// Bytes of requests' heads and bodies that are held at once.
-    #[serde(skip, default = "max_buffered")]
+    /// Bytes of heads and bodies held at once, of all requests together.
+    #[serde(deserialize_with = "size")]
     pub max_buffered: ByteSize,
-    /// After it a connection's client is told to make a new one.
-    #[serde(skip)]
-    pub max_connection_age: Option<Duration>,
     /// Connections open at once.
     pub max_connections: usize,
+    /// How old a connection may become before its client is asked to make a new one.
+    #[serde(with = "duration_or_off")]
+    pub max_connection_age: Option<Duration>,
     /// Requests at once.
     pub max_in_flight: usize,
 }
@@ -87,19 +90,19 @@ pub struct Lifecycle {
     pub drain_delay: Duration,
     /// For requests in flight and streams.
     #[serde(with = "duration")]
-    pub drain_timeout: Duration,
+    pub drain_http: Duration,
     /// For jobs that run.
     #[serde(with = "duration")]
-    pub worker_timeout: Duration,
+    pub drain_workers: Duration,
     /// For the gRPC channel to close.
     #[serde(with = "duration")]
-    pub grpc_timeout: Duration,
+    pub grpc_channel: Duration,
     /// For the pool to close.
     #[serde(with = "duration")]
-    pub database_timeout: Duration,
+    pub database_pool: Duration,
     /// For telemetry to be flushed.
     #[serde(with = "duration")]
-    pub telemetry_timeout: Duration,
+    pub telemetry: Duration,
     /// From the first stop signal to the exit.
     #[serde(with = "duration")]
     pub deadline: Duration,
@@ -130,18 +133,8 @@ pub struct Readiness {
     pub failures: u32,
     /// What a failing database means for readiness.
     pub postgres: Policy,
-    /// What a failing catalogue means for readiness.
+    /// What a failing catalog means for readiness.
     pub catalog: Policy,
-}
-
-/// What a failing check means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(try_from = "String", rename_all = "lowercase")]
-pub enum Policy {
-    /// `/readyz` is 503 while it fails.
-    Required,
-    /// It is reported and changes nothing.
-    Advisory,
 }
 
 /// PostgreSQL.
@@ -172,7 +165,7 @@ pub struct Catalog {
     /// For a call, its retries included.
     #[serde(with = "duration")]
     pub timeout: Duration,
-    /// Between two readings of the whole catalogue.
+    /// Between two readings of the whole catalog.
     #[serde(with = "duration")]
     pub refresh_interval: Duration,
 }
@@ -187,45 +180,13 @@ pub struct Worker {
     pub poll_interval: Duration,
 }
 
-/// Logs; traces follow OpenTelemetry's own `OTEL_*` variables and the log's level `RUST_LOG`.
+/// Logs; traces follow OpenTelemetry's own `OTEL_*` variables.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct Telemetry {
+    /// What is logged: directives such as `info` or `info,service=debug`.
+    pub log_filter: String,
     /// How a log line looks.
     pub log_format: LogFormat,
-}
-
-/// How a log line looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(try_from = "String", rename_all = "lowercase")]
-pub enum LogFormat {
-    /// One JSON object a line, for machines.
-    Json,
-    /// Coloured text, for people.
-    Pretty,
-}
-
-impl TryFrom<String> for Policy {
-    type Error = &'static str;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        match text.as_str() {
-            "required" => Ok(Self::Required),
-            "advisory" => Ok(Self::Advisory),
-            _ => Err("allowed is required or advisory"),
-        }
-    }
-}
-
-impl TryFrom<String> for LogFormat {
-    type Error = &'static str;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        match text.as_str() {
-            "json" => Ok(Self::Json),
-            "pretty" => Ok(Self::Pretty),
-            _ => Err("allowed is json or pretty"),
-        }
-    }
 }
 
 impl Config {
@@ -239,6 +200,10 @@ impl Config {
         self.catalog.check(&mut check);
         check.number("worker.concurrency", self.worker.concurrency, 1..=1000);
         check.duration("worker.poll_interval", self.worker.poll_interval, MOMENT);
+        if EnvFilter::builder().parse(&self.telemetry.log_filter).is_err() {
+            let allowed = "directives such as info or info,service=debug, here or in RUST_LOG";
+            check.fault("telemetry.log_filter", self.telemetry.log_filter.clone(), allowed);
+        }
     }
 }
 
@@ -248,7 +213,15 @@ impl Http {
         check.duration("http.header_timeout", self.header_timeout, PATIENCE);
         check.duration("http.idle_timeout", self.idle_timeout, PATIENCE);
         check.size("http.body_limit", self.body_limit, ByteSize::b(1)..=ByteSize::gib(1));
+        check.size("http.max_buffered", self.max_buffered, ByteSize::mib(1)..=ByteSize::tib(1));
+        if self.max_buffered < self.body_limit {
+            let least = format!("at least http.body_limit, {}: raise it or lower that", self.body_limit);
+            check.fault("http.max_buffered", self.max_buffered.to_string(), least);
+        }
         check.number("http.max_connections", self.max_connections, 1..=1_000_000);
+        if let Some(age) = self.max_connection_age {
+            check.duration("http.max_connection_age", age, Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3600));
+        }
         check.number("http.max_in_flight", self.max_in_flight, 1..=1_000_000);
     }
 }
@@ -258,11 +231,11 @@ impl Lifecycle {
     pub fn budgets(&self) -> [(&'static str, Duration); 6] {
         [
             ("lifecycle.drain_delay", self.drain_delay),
-            ("lifecycle.drain_timeout", self.drain_timeout),
-            ("lifecycle.worker_timeout", self.worker_timeout),
-            ("lifecycle.grpc_timeout", self.grpc_timeout),
-            ("lifecycle.database_timeout", self.database_timeout),
-            ("lifecycle.telemetry_timeout", self.telemetry_timeout),
+            ("lifecycle.drain_http", self.drain_http),
+            ("lifecycle.drain_workers", self.drain_workers),
+            ("lifecycle.grpc_channel", self.grpc_channel),
+            ("lifecycle.database_pool", self.database_pool),
+            ("lifecycle.telemetry", self.telemetry),
         ]
     }
 
@@ -381,8 +354,4 @@ impl Check<'_> {
             self.fault(setting, text(value), format!("{} to {}", text(*allowed.start()), text(*allowed.end())));
         }
     }
-}
-
-fn max_buffered() -> ByteSize {
-    ByteSize::mib(32)
 }
