@@ -18,14 +18,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
-use tracing::Instrument;
 
 use super::Problem;
 use super::body::Guarded;
 use super::problem::form;
 use crate::config;
 use crate::lifecycle::{Guard, InFlight, Kind, Lifecycle};
-use crate::telemetry;
+use crate::telemetry::metrics::RequestDuration;
+use crate::telemetry::traces::RequestTrace;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -91,7 +91,7 @@ struct Exchange {
     began: Instant,
     status: Option<StatusCode>,
     guard: Guard,
-    span: tracing::Span,
+    trace: RequestTrace,
 }
 
 impl Exchange {
@@ -102,34 +102,20 @@ impl Exchange {
         let request_id = request_id(request.headers());
         let shown = route.as_ref().map_or(path.as_str(), MatchedPath::as_str);
         let guard = in_flight.enter(Kind::Http, format!("{method} {shown} from {peer}"));
-        let span = tracing::info_span!(
-            "request",
-            otel.name = format!("{method} {shown}"),
-            otel.kind = "server",
-            http.request.method = %method,
-            http.route = route.as_ref().map(MatchedPath::as_str),
-            http.response.status_code = tracing::field::Empty,
-            url.path = path,
-            request_id = request_id.to_str().unwrap_or_default(),
-        );
-        telemetry::traces::continue_from(&span, request.headers());
+        let named = route.as_ref().map(MatchedPath::as_str);
+        let trace = RequestTrace::begin(request, named, peer, request_id.clone());
         let (version, began) = (request.version(), Instant::now());
-        Self { method, route, path, version, peer, request_id, began, status: None, guard, span }
+        Self { method, route, path, version, peer, request_id, began, status: None, guard, trace }
     }
 
     /// The head of the answer is there.
     fn answered(&mut self, response: &Response) {
         self.status = Some(response.status());
-        self.span.record("http.response.status_code", response.status().as_u16());
+        self.trace.status(response.status());
         if is_event_stream(response) {
             self.guard.turn_into(Kind::Sse);
         }
-        let labels = [
-            ("http_request_method", method_label(&self.method).to_owned()),
-            ("http_route", self.route().to_owned()),
-            ("http_response_status_code", response.status().as_str().to_owned()),
-        ];
-        metrics::histogram!("http_server_request_duration_seconds", &labels).record(self.began.elapsed());
+        RequestDuration::record(&self.method, self.route(), response.status().as_u16(), self.began.elapsed());
     }
 
     fn route(&self) -> &str {
@@ -139,24 +125,28 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        tracing::info!(
-            method = %self.method,
-            route = self.route(),
-            path = self.path,
-            status = self.status.map_or(CLIENT_CLOSED_REQUEST, |status| status.as_u16()),
-            duration = self.began.elapsed().as_secs_f64(),
-            request_id = self.request_id.to_str().unwrap_or_default(),
-            peer = %self.peer,
-            version = ?self.version,
-            "request"
-        );
+        if self.status.is_none() {
+            self.trace.cancelled();
+            RequestDuration::record(&self.method, self.route(), CLIENT_CLOSED_REQUEST, self.began.elapsed());
+        }
+        self.trace.in_scope(|| {
+            tracing::info!(
+                method = self.method.as_str(),
+                route = self.route(),
+                path = self.path,
+                status = self.status.map_or(CLIENT_CLOSED_REQUEST, |status| status.as_u16()),
+                duration = self.began.elapsed().as_secs_f64(),
+                peer = %self.peer,
+                version = ?self.version,
+                "request"
+            );
+        });
     }
 }
 
 async fn observe(State(middleware): State<Middleware>, request: Request, next: Next) -> Response {
     let mut exchange = Exchange::new(&request, middleware.lifecycle.in_flight());
-    let span = exchange.span.clone();
-    let mut response = next.run(request).instrument(span).await;
+    let mut response = exchange.trace.run(next.run(request)).await;
     exchange.answered(&response);
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, exchange.request_id.clone());
@@ -221,10 +211,9 @@ impl Drop for SetOnDrop {
     }
 }
 
+/// The panic has been logged by the time it is caught.
 #[allow(clippy::needless_pass_by_value, reason = "the layer asks for this signature")]
-fn panicked(panic: Box<dyn Any + Send>) -> Response {
-    let message = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    tracing::error!(message = message.unwrap_or("no message"), "a handler panicked");
+fn panicked(_panic: Box<dyn Any + Send>) -> Response {
     Problem::internal().into_response()
 }
 
@@ -238,14 +227,4 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     headers.get(REQUEST_ID).filter(fit).cloned().unwrap_or_else(|| {
         HeaderValue::from_str(&uuid::Uuid::now_v7().to_string()).expect("a UUID is a valid header value")
     })
-}
-
-/// A method nobody knows must not become a label each (OpenTelemetry: `_OTHER`).
-fn method_label(method: &Method) -> &str {
-    match *method {
-        Method::GET | Method::HEAD | Method::POST | Method::PUT | Method::PATCH | Method::DELETE | Method::OPTIONS => {
-            method.as_str()
-        }
-        _ => "_OTHER",
-    }
 }

@@ -17,7 +17,7 @@ use tonic::transport::{Identity, Server, ServerTlsConfig, server::TcpIncoming};
 use tonic::{Request, Response, Status};
 
 use crate::support::With as _;
-use crate::support::{Authority, Launch, World, free_address, get, s};
+use crate::support::{Authority, Launch, Output, World, free_address, get, s};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
@@ -94,6 +94,15 @@ async fn a_collector_behind_a_certificate_of_a_private_authority_too() {
     let endpoint = format!("https://localhost:{}", address.port());
     let launch = world.service().env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint);
     traces_a_request(&collector, launch.env("SSL_CERT_FILE", authority.root().display())).await;
+}
+
+#[tokio::test]
+async fn the_logs_filter_is_the_logs_alone() {
+    let world = World::new().await;
+    let (collector, address) = Collector::start(None).await;
+    let launch = world.service().env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}"));
+    // what it says of its ports is at level info
+    traces_a_request(&collector, launch.env("RUST_LOG", "warn").stdout(Output::Unread)).await;
 }
 
 #[tokio::test]
