@@ -33,12 +33,12 @@ pub fn serve(config: &Config, control: Control, telemetry: &Telemetry) -> anyhow
         let _context = main.enter();
         compose(config, &lifecycle, telemetry, control.handle(), main.handle())?
     };
-    Ok(control.run(&lifecycle, main, start, stop, reload(config)))
+    Ok(control.run(&lifecycle, main, start, stop, reload(config, telemetry)))
 }
 
 /// What SIGHUP does: reads the settings again, and hands each part that can change while it runs what has changed.
-fn reload(config: &Config) -> impl Fn() + Send + Sync + 'static {
-    let running = Mutex::new(config.clone());
+fn reload(config: &Config, telemetry: &Telemetry) -> impl Fn() + Send + Sync + use<> {
+    let (running, logs) = (Mutex::new(config.clone()), telemetry.logs());
     move || {
         let new = match Config::load() {
             Ok(new) => new,
@@ -47,6 +47,9 @@ fn reload(config: &Config) -> impl Fn() + Send + Sync + 'static {
         let mut running = running.lock();
         for Change { setting, from, to } in running.changes(&new) {
             tracing::info!(setting, from, to, "setting has changed: it takes effect at the next start");
+        }
+        if let Err(error) = logs.set_filter(&new.telemetry.log_filter) {
+            tracing::error!(%error, "the log's filter stays as it is");
         }
         *running = new;
         tracing::info!("settings are read again");

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 
 pub use changes::Change;
 pub use load::{Fault, InvalidConfig};
@@ -200,7 +200,7 @@ impl Config {
         self.catalog.check(&mut check);
         check.number("worker.concurrency", self.worker.concurrency, 1..=1000);
         check.duration("worker.poll_interval", self.worker.poll_interval, MOMENT);
-        if EnvFilter::builder().parse(&self.telemetry.log_filter).is_err() {
+        if self.telemetry.log_filter.parse::<Targets>().is_err() {
             let allowed = "directives such as info or info,service=debug, here or in RUST_LOG";
             check.fault("telemetry.log_filter", self.telemetry.log_filter.clone(), allowed);
         }

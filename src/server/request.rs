@@ -1,7 +1,6 @@
 //! The one path of a request: its body is read, it is admitted or turned away, it is timed, a panic in it is caught, its
 //! errors are given their form; and it is logged, counted and measured when its answer is written.
 
-use std::any::Any;
 use std::convert::Infallible;
 use std::fmt::{self, Display, Formatter};
 use std::panic::AssertUnwindSafe;
@@ -22,7 +21,6 @@ use hyper::body::Incoming;
 use tokio::sync::SemaphorePermit;
 use tokio::time::timeout_at;
 use tower::Service;
-use tracing::Instrument;
 
 use super::Problem;
 use super::body::{self, Answer, ReadError};
@@ -31,7 +29,8 @@ use super::limits::Room;
 use super::listener::Shared;
 use super::problem::form;
 use crate::lifecycle::{Guard, Kind};
-use crate::telemetry;
+use crate::telemetry::metrics::RequestDuration;
+use crate::telemetry::traces::RequestTrace;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -94,8 +93,7 @@ pub(super) async fn answer(
     let version = request.version();
     let (mut response, exchange) = if server.is_public() {
         let mut exchange = Exchange::begin(&server, &call, &request);
-        let span = exchange.span.clone();
-        let response = handle(&server, router, request, call, &begun).instrument(span).await;
+        let response = exchange.trace.run(handle(&server, router, request, call, &begun)).await;
         let response = exchange.answered(response);
         (response, Some(exchange))
     } else {
@@ -213,13 +211,8 @@ fn is_event_stream(response: &Response) -> bool {
 async fn run(mut router: Router, mut request: Request<Body>, call: Call) -> Response {
     request.extensions_mut().insert(call);
     let answered = AssertUnwindSafe(async { router.call(request).await.unwrap_or_else(|never| match never {}) });
-    answered.catch_unwind().await.unwrap_or_else(|panic| panicked(&*panic))
-}
-
-fn panicked(panic: &(dyn Any + Send)) -> Response {
-    let message = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    tracing::error!(message = message.unwrap_or("no message"), "a handler panicked");
-    Problem::internal().into_response()
+    // the panic has been logged by the time it is caught
+    answered.catch_unwind().await.unwrap_or_else(|_panic| Problem::internal().into_response())
 }
 
 /// Notes which route a request takes, for the log and the metrics. Goes around the router as a layer, because only the
@@ -257,7 +250,7 @@ pub(super) struct Exchange {
     began: Instant,
     status: Option<StatusCode>,
     guard: Guard,
-    span: tracing::Span,
+    trace: RequestTrace,
 }
 
 /// A request for people: `GET /v1/things/{id} from 10.0.0.7:4711`.
@@ -283,33 +276,25 @@ impl Exchange {
         let what =
             What { method: method.clone(), uri: uri.clone(), route: route.clone(), connection: connection.clone() };
         let guard = server.lifecycle.in_flight().enter(Kind::Http, what);
-        let span = tracing::info_span!("request", request_id = request_id.to_str().unwrap_or_default());
-        telemetry::traces::continue_from(&span, request.headers());
+        let trace = RequestTrace::begin(request, connection.peer(), request_id.clone());
         let (version, began, status) = (request.version(), Instant::now(), None);
-        Self { method, uri, version, connection, route, request_id, began, status, guard, span }
+        Self { method, uri, version, connection, route, request_id, began, status, guard, trace }
     }
 
     /// The head of the answer is there.
     fn answered(&mut self, mut response: Response) -> Response {
-        self.status = Some(response.status());
+        let status = response.status();
+        self.status = Some(status);
+        self.trace.answered(&self.method, self.route(), status);
+        RequestDuration::record(&self.method, self.route(), status.as_u16(), self.began.elapsed());
         if is_event_stream(&response) {
             self.guard.turn_into(Kind::Sse);
         }
-        self.measure(response.status().as_u16());
         let headers = response.headers_mut();
         headers.insert(REQUEST_ID, self.request_id.clone());
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
         response
-    }
-
-    fn measure(&self, status: u16) {
-        let labels = [
-            ("http_request_method", method_label(&self.method).to_owned()),
-            ("http_route", self.route().to_owned()),
-            ("http_response_status_code", status.to_string()),
-        ];
-        metrics::histogram!("http_server_request_duration_seconds", &labels).record(self.began.elapsed());
     }
 
     fn route(&self) -> &str {
@@ -319,21 +304,22 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        let status = self.status.map_or(CLIENT_CLOSED_REQUEST, |status| status.as_u16());
         if self.status.is_none() {
-            self.measure(status);
+            self.trace.cancelled(&self.method, self.route());
+            RequestDuration::record(&self.method, self.route(), CLIENT_CLOSED_REQUEST, self.began.elapsed());
         }
-        let _context = self.span.enter();
-        tracing::info!(
-            method = %self.method,
-            route = self.route(),
-            path = self.uri.path(),
-            status,
-            duration = self.began.elapsed().as_secs_f64(),
-            peer = %self.connection.peer(),
-            version = ?self.version,
-            "request"
-        );
+        self.trace.in_scope(|| {
+            tracing::info!(
+                method = self.method.as_str(),
+                route = self.route(),
+                path = self.uri.path(),
+                status = self.status.map_or(CLIENT_CLOSED_REQUEST, |status| status.as_u16()),
+                duration = self.began.elapsed().as_secs_f64(),
+                peer = %self.connection.peer(),
+                version = ?self.version,
+                "request"
+            );
+        });
     }
 }
 
@@ -343,14 +329,4 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     headers.get(REQUEST_ID).filter(fit).cloned().unwrap_or_else(|| {
         HeaderValue::from_str(&uuid::Uuid::now_v7().to_string()).expect("a UUID is a valid header value")
     })
-}
-
-/// A method that nobody knows must not become a label each (OpenTelemetry: `_OTHER`).
-fn method_label(method: &Method) -> &str {
-    match *method {
-        Method::GET | Method::HEAD | Method::POST | Method::PUT | Method::PATCH | Method::DELETE | Method::OPTIONS => {
-            method.as_str()
-        }
-        _ => "_OTHER",
-    }
 }

@@ -1,7 +1,10 @@
 //! Logs, traces and metrics: what an operator sees.
 
+mod json;
 pub mod logs;
 pub mod metrics;
+mod otlp;
+mod queue;
 pub mod traces;
 
 use std::error::Error;
@@ -11,8 +14,8 @@ use crate::config;
 /// Everything that observes the service. Lives in `main`, to be the last thing that ends.
 #[derive(Debug)]
 pub struct Telemetry {
-    /// Writes what is still queued when it is dropped, for at most a second.
-    _logs: logs::Writer,
+    logs: logs::Logs,
+    _writer: logs::Writer,
     traces: traces::Traces,
     metrics: metrics::Metrics,
 }
@@ -27,6 +30,8 @@ pub enum TelemetryError {
     Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
     #[error("{variable} is {given}: allowed is grpc, which a collector listens for on port 4317")]
     Protocol { variable: String, given: String },
+    #[error("cannot write to standard output: {0}")]
+    Output(#[from] std::io::Error),
     #[error("a metrics recorder is installed already: {0}")]
     Metrics(#[from] metrics_exporter_prometheus::BuildError),
 }
@@ -38,9 +43,14 @@ impl Telemetry {
     /// Where `RUST_LOG` or `OTEL_*` cannot be used.
     pub fn start(settings: &config::Telemetry) -> Result<Self, TelemetryError> {
         let traces = traces::Traces::from_env()?;
-        let logs = logs::start(settings, traces.tracer())?;
-        let metrics = metrics::Metrics::install()?;
-        Ok(Self { _logs: logs, traces, metrics })
+        let (logs, writer) = logs::start(settings, traces.install())?;
+        let metrics = metrics::Metrics::install(logs.clone())?;
+        Ok(Self { logs, _writer: writer, traces, metrics })
+    }
+
+    /// For changing what is logged.
+    pub fn logs(&self) -> logs::Logs {
+        self.logs.clone()
     }
 
     /// For `/metrics`.

@@ -42,6 +42,47 @@ async fn a_request_is_one_line() {
 }
 
 #[tokio::test]
+async fn a_line_of_a_traced_request_names_the_trace() {
+    let world = World::new().await;
+    let service = world.serve().await;
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let traced = get("/nowhere").with("traceparent", &format!("00-{trace}-00f067aa0ba902b7-01"));
+    service.send(traced.with("x-request-id", "mine-8")).await;
+    service.send(get("/nowhere").with("x-request-id", "mine-9").with("traceparent", "00-nonsense")).await;
+    let line = eventually("the lines", s(5), async || {
+        let lines = service.logged("request");
+        (lines.len() == 2).then_some(lines)
+    });
+    let lines = line.await;
+    let of = |id: &str| lines.iter().find(|line| line["request_id"] == id).expect("each has its id");
+    assert_eq!(of("mine-8")["trace_id"], trace);
+    assert!(of("mine-9")["trace_id"].is_null(), "{:?}", of("mine-9"));
+}
+
+#[tokio::test]
+async fn a_line_is_no_longer_than_a_container_runtime_takes() {
+    let world = World::new().await;
+    let service = world.serve().await;
+    service.send(get(&format!("/{}", "a".repeat(4000)))).await;
+    let lines =
+        eventually("the line", s(5), async || Some(service.logged("request")).filter(|lines| !lines.is_empty())).await;
+    let path = lines[0]["path"].as_str().expect("a path");
+    assert!(path.starts_with("/aaa") && path.ends_with("(cut)") && path.len() < 1100, "{path}");
+    assert!(service.text(false).lines().all(|line| line.len() < 16 * 1024));
+}
+
+#[tokio::test]
+async fn a_level_for_one_module_leaves_the_others_alone() {
+    let world = World::new().await;
+    let service = world.service().env("RUST_LOG", "off,service::lifecycle=info").stdout(Output::Unread).ready().await;
+    service.get("/openapi.json").await;
+    let mut service = service;
+    service.stop().await;
+    let text = service.unread();
+    assert!(text.contains("phase") && !text.contains("listening"), "{text}");
+}
+
+#[tokio::test]
 async fn a_request_without_an_id_is_given_one() {
     let world = World::new().await;
     let service = world.serve().await;
@@ -71,7 +112,7 @@ async fn a_log_that_nobody_reads_stops_nothing() {
             let reply = connection.send(get("/openapi.json")).await.expect("it answers");
             assert_eq!(reply.status, 200);
         }
-        service.metric("log_lines_dropped_total", &[]).await > Some(0.0)
+        service.metric("log_lines_dropped_total", &[("reason", "queue full")]).await > Some(0.0)
     };
     eventually("the pipe is full and lines are dropped", s(30), &mut dropped).await;
     assert_eq!(service.probe("/livez").await.status, 200);

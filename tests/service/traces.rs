@@ -17,7 +17,7 @@ use tonic::transport::{Identity, Server, ServerTlsConfig, server::TcpIncoming};
 use tonic::{Request, Response, Status};
 
 use crate::support::With as _;
-use crate::support::{Authority, Launch, World, free_address, get, s};
+use crate::support::{Authority, Launch, Output, World, free_address, get, s};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
@@ -60,7 +60,7 @@ impl Collector {
 /// A request's span is there when the service has ended: the last step sends what has not been sent.
 async fn traces_a_request(collector: &Collector, launch: Launch) {
     // a handshake takes a debug build its time
-    let service = launch.set("lifecycle.telemetry", "5s").ready().await;
+    let service = launch.set("lifecycle.telemetry_timeout", "5s").ready().await;
     let request = get("/openapi.json").with("traceparent", &format!("00-{TRACE}-00f067aa0ba902b7-01"));
     assert_eq!(service.send(request).await.status, 200);
     assert_eq!(service.stop().await.code, Some(0));
@@ -97,7 +97,16 @@ async fn a_collector_behind_a_certificate_of_a_private_authority_too() {
 }
 
 #[tokio::test]
-async fn another_protocol_than_grpc_is_refused_by_name() {
+async fn the_logs_filter_is_the_logs_alone() {
+    let world = World::new().await;
+    let (collector, address) = Collector::start(None).await;
+    let launch = world.service().env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}"));
+    // what it says of its ports is at level info
+    traces_a_request(&collector, launch.env("RUST_LOG", "warn").stdout(Output::Unread)).await;
+}
+
+#[tokio::test]
+async fn a_protocol_that_it_does_not_speak_is_refused_with_the_one_it_does() {
     for variable in ["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] {
         let launch = Launch::new().set("database.url", "postgres://localhost/none").env(variable, "http/protobuf");
         let finished = launch.env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318").run().await;
