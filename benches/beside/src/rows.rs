@@ -112,17 +112,16 @@ async fn by_id(report: &mut Report) -> anyhow::Result<()> {
 
 /// Each server alone and on empty tables: the worker of one would settle the orders of the other.
 ///
-/// Stock has no worker. So ours is measured with nothing for its worker to do as well: its orders wait for their turn.
+/// Stock has no worker. So ours is measured with nothing for its worker to do as well: its orders are settled from the
+/// beginning.
 async fn create(report: &mut Report) -> anyhow::Result<()> {
     let mut database = PgConnection::connect(&std::env::var("DATABASE_URL")?).await?;
     let (mut stock, mut ours, mut working) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        for (program, turn, loads) in [
-            (Stock, "now() + interval '50 seconds'", &mut stock),
-            (Ours, "now() + interval '50 seconds'", &mut ours),
-            (Ours, "now()", &mut working),
-        ] {
-            let sql = format!("TRUNCATE orders CASCADE; ALTER TABLE orders ALTER next_attempt_at SET DEFAULT {turn}");
+        for (program, status, loads) in
+            [(Stock, "confirmed", &mut stock), (Ours, "confirmed", &mut ours), (Ours, "pending", &mut working)]
+        {
+            let sql = format!("TRUNCATE orders CASCADE; ALTER TABLE orders ALTER status SET DEFAULT '{status}'");
             sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut database).await?;
             let server = Server::start(program).await?;
             wrk(&server, &Request::Order, CLIENTS, WARM_UP).await?;
