@@ -7,7 +7,7 @@ VERSION := $(shell git describe --always --dirty --tags 2>/dev/null || sed -n 's
 export SQLX_OFFLINE ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt prepare bench clean
+.PHONY: help run test lint fmt prepare clean
 
 help: ## this list
 	@scripts/help $(MAKEFILE_LIST)
@@ -31,10 +31,6 @@ fmt: ## format the code
 
 prepare: ## renew .sqlx/ after a change of a query or a migration
 	@scripts/with-postgres scripts/sqlx-data
-
-bench: ## a request's round trip beside axum's own server, idle memory, time to ready
-	cargo bench --locked
-	@scripts/with-postgres scripts/bench-idle
 
 clean: ## remove what was built and the database of `make run`
 	cargo clean
@@ -61,7 +57,7 @@ smoke: docker catalog-image ## run the image read-only, unprivileged and in 32 M
 
 # --- The example under load, and on bad days ------------------------------------------------------------------------
 
-.PHONY: chaos e2e fuzz rollout-local test-quiet
+.PHONY: bench chaos e2e fuzz rollout-local test-quiet
 
 # what brings an image into the cluster, what applies a folder to it, and where its port 30080 is reached from here
 IMAGE_LOAD    ?= kind load docker-image
@@ -74,6 +70,9 @@ NEED_QUIET := at_twice_the_load within_50_ms_at_p99
 
 test-quiet: ## the tests that need the machine to themselves, which `make test` leaves out
 	@scripts/with-postgres cargo test --locked --test stopping -- $(NEED_QUIET)
+
+bench: ## ROWS="cached idle": what requests, connections and an idle process cost, beside stock parts; docs/benchmarks.md
+	@scripts/with-postgres scripts/bench $(ROWS)
 
 chaos: ## SECONDS=600 SEED=1: kills, freezes and cuts at random for as long as told; nothing accepted may be lost
 	cargo build --locked --example catalog
