@@ -117,7 +117,7 @@ async fn a_byte_of_a_body_now_and_then_is_no_progress() {
     let service = strict(&stage).await;
     let mut raw = Raw::connect(service.http().await).await;
     let began = Instant::now();
-    raw.write(post("/v1/orders", "content-length: 100000")).await;
+    raw.write(post("/v1/orders", "content-length: 60000")).await;
     assert_eq!(dribble(&mut raw, " ").await, 408);
     was_in_time(began);
     timed_out(&service, "body").await;
