@@ -28,10 +28,10 @@ pub enum TelemetryError {
     Filter(#[from] tracing_subscriber::filter::ParseError),
     #[error("OTEL_EXPORTER_OTLP_* cannot be used: {0}")]
     Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
-    #[error("{variable} is {given}: allowed is grpc, which a collector listens for on port 4317")]
+    #[error("{variable} is {given}: allowed is grpc (a collector's port 4317) or http/protobuf (4318)")]
     Protocol { variable: String, given: String },
-    #[error("cannot write to standard output: {0}")]
-    Output(#[from] std::io::Error),
+    #[error("telemetry cannot be set up: {0}")]
+    Io(#[from] std::io::Error),
     #[error("a metrics recorder is installed already: {0}")]
     Metrics(#[from] metrics_exporter_prometheus::BuildError),
 }

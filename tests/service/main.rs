@@ -10,6 +10,7 @@ mod admin;
 mod command_line;
 mod drain;
 mod log;
+mod metrics;
 mod migrate;
 mod panic;
 mod peer;

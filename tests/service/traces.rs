@@ -1,23 +1,29 @@
 //! Traces: what a collector is sent, over plain and over encrypted connections, and what it is not worth waiting for.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     sync::{Arc, Mutex},
     time::Instant,
 };
 
+use axum::{Router, body::Bytes, extract::State, routing::post};
+use hyper::{HeaderMap, Method};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
         trace_service_server::{TraceService, TraceServiceServer},
     },
-    trace::v1::{ResourceSpans, Span},
+    common::v1::{KeyValue, any_value::Value},
+    trace::v1::{ResourceSpans, Span, span::SpanKind, status::StatusCode},
 };
+use prost::Message;
+use tonic::codec::CompressionEncoding;
 use tonic::transport::{Identity, Server, ServerTlsConfig, server::TcpIncoming};
 use tonic::{Request, Response, Status};
 
 use crate::support::With as _;
-use crate::support::{Authority, Launch, Output, World, free_address, get, s};
+use crate::support::{Authority, Launch, Output, World, free_address, get, request, s};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
@@ -46,36 +52,167 @@ impl Collector {
         if let Some(identity) = identity {
             server = server.tls_config(ServerTlsConfig::new().identity(identity)).expect("a certificate and its key");
         }
-        let service = TraceServiceServer::new(collector.clone());
+        let service = TraceServiceServer::new(collector.clone()).accept_compressed(CompressionEncoding::Gzip);
         tokio::spawn(server.add_service(service).serve_with_incoming(incoming));
         (collector, address)
     }
 
-    fn spans(&self) -> Vec<Span> {
-        let resources = self.0.lock().expect("no panic").clone();
-        resources.into_iter().flat_map(|resource| resource.scope_spans).flat_map(|scope| scope.spans).collect()
+    /// The same for OTLP over HTTP.
+    async fn start_http() -> (Self, SocketAddr) {
+        let collector = Self::default();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("the loopback has free ports");
+        let address = listener.local_addr().expect("it is bound");
+        let export = async |State(collector): State<Self>, headers: HeaderMap, body: Bytes| {
+            assert_eq!(headers["content-type"], "application/x-protobuf");
+            assert_eq!(headers["x-token"], "secret", "of OTEL_EXPORTER_OTLP_HEADERS");
+            let request = ExportTraceServiceRequest::decode(body).expect("the message is valid");
+            collector.0.lock().expect("no panic").extend(request.resource_spans);
+        };
+        let router = Router::new().route("/v1/traces", post(export)).with_state(collector.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        (collector, address)
+    }
+
+    fn take(&self) -> Vec<ResourceSpans> {
+        std::mem::take(&mut self.0.lock().expect("no panic"))
     }
 }
 
-/// A request's span is there when the service has ended: the last step sends what has not been sent.
-async fn traces_a_request(collector: &Collector, launch: Launch) {
+fn spans(resources: &[ResourceSpans]) -> Vec<Span> {
+    let scopes = resources.iter().flat_map(|resource| &resource.scope_spans);
+    scopes.flat_map(|scope| scope.spans.clone()).collect()
+}
+
+/// Attributes by key, as text.
+fn attributes(attributes: &[KeyValue]) -> BTreeMap<&str, String> {
+    let text = |attribute: &KeyValue| match attribute.value.as_ref().and_then(|value| value.value.as_ref()) {
+        Some(Value::StringValue(text)) => text.clone(),
+        Some(Value::IntValue(number)) => number.to_string(),
+        other => format!("{other:?}"),
+    };
+    let by_key: BTreeMap<_, _> = attributes.iter().map(|attribute| (&*attribute.key, text(attribute))).collect();
+    assert_eq!(by_key.len(), attributes.len(), "a key stands twice: {attributes:?}");
+    by_key
+}
+
+/// Asks for the contract as part of `TRACE` and stops. A request's span is there when the service has ended: the last
+/// step sends what has not been sent.
+async fn asks(launch: Launch) {
     // a handshake takes a debug build its time
     let service = launch.set("lifecycle.telemetry_timeout", "5s").ready().await;
     let request = get("/openapi.json").with("traceparent", &format!("00-{TRACE}-00f067aa0ba902b7-01"));
     assert_eq!(service.send(request).await.status, 200);
     assert_eq!(service.stop().await.code, Some(0));
-    let of_the_trace =
-        |span: &Span| span.trace_id.iter().map(|byte| format!("{byte:02x}")).collect::<String>() == TRACE;
-    let spans: Vec<Span> = collector.spans().into_iter().filter(of_the_trace).collect();
+}
+
+/// One span of `TRACE`, and nothing else.
+async fn traces_a_request(collector: &Collector, launch: Launch) {
+    asks(launch).await;
+    let resources = collector.take();
+    let spans = spans(&resources);
     assert_eq!(spans.len(), 1, "{spans:?}");
     assert_eq!(spans[0].name, "GET /openapi.json");
-    let attribute = |key: &str| spans[0].attributes.iter().find(|attribute| attribute.key == key);
-    for key in ["http.request.method", "http.route", "http.response.status_code", "url.path", "request_id"] {
-        assert!(attribute(key).is_some(), "no {key}: {spans:?}");
+    assert_eq!(spans[0].trace_id.iter().map(|byte| format!("{byte:02x}")).collect::<String>(), TRACE);
+    let resource = resources[0].resource.as_ref().expect("it says who sends it");
+    assert_eq!(attributes(&resource.attributes)["service.name"], env!("CARGO_PKG_NAME"));
+}
+
+#[tokio::test]
+async fn a_request_is_a_server_span_of_the_conventions() {
+    let world = World::new().await;
+    let (collector, address) = Collector::start(None).await;
+    let launch = world.service().env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}"));
+    let service = launch.set("lifecycle.telemetry_timeout", "5s").ready().await;
+    let (port, agent) = (service.http().await.port().to_string(), "a".repeat(2000));
+    let known = get("/openapi.json?secret=1").with("x-request-id", "mine-7").with("user-agent", &agent);
+    service.send(known.with("host", &format!("api.example:{port}"))).await;
+    service.send(request(Method::from_bytes(b"BREW").expect("a token"), "/nowhere").with("host", "pot")).await;
+    assert_eq!(service.stop().await.code, Some(0));
+    let mut spans = spans(&collector.take());
+    assert_eq!(spans.len(), 2, "{spans:?}");
+    spans.sort_by_key(|span| span.start_time_unix_nano);
+
+    let mut is = attributes(&spans[0].attributes);
+    assert_eq!(spans[0].name, "GET /openapi.json");
+    assert_eq!(spans[0].kind(), SpanKind::Server);
+    assert!(spans[0].parent_span_id.is_empty() && spans[0].end_time_unix_nano > spans[0].start_time_unix_nano);
+    assert_eq!(spans[0].status.clone().unwrap_or_default().code(), StatusCode::Unset);
+    assert_ne!(is.remove("network.peer.port").expect("the peer's port"), "0");
+    assert_eq!(is.remove("user_agent.original").expect("the agent"), agent[..1024]);
+    let expected = [
+        ("http.request.method", "GET"),
+        ("http.route", "/openapi.json"),
+        ("http.response.status_code", "200"),
+        ("url.path", "/openapi.json"),
+        ("url.scheme", "http"),
+        ("network.protocol.version", "1.1"),
+        ("client.address", "127.0.0.1"),
+        ("network.peer.address", "127.0.0.1"),
+        ("server.address", "api.example"),
+        ("server.port", &port),
+        ("request_id", "mine-7"),
+    ];
+    assert_eq!(is, expected.map(|(key, value)| (key, value.to_owned())).into());
+
+    let is = attributes(&spans[1].attributes);
+    assert_eq!(spans[1].name, "HTTP", "never after a path that nobody routes");
+    assert_eq!(is["http.request.method"], "_OTHER");
+    assert_eq!(is["http.request.method_original"], "BREW");
+    assert_eq!(is["http.response.status_code"], "404");
+    assert_eq!(is["server.address"], "pot");
+    assert!(!is.contains_key("http.route") && !is.contains_key("server.port"), "{is:?}");
+}
+
+#[tokio::test]
+async fn http_protobuf_is_spoken() {
+    let world = World::new().await;
+    let (collector, address) = Collector::start_http().await;
+    let launch = world.service().env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}"));
+    let launch = launch.env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
+    traces_a_request(&collector, launch.env("OTEL_EXPORTER_OTLP_HEADERS", "x-token=secret")).await;
+}
+
+/// Each variable with what becomes of a request whose caller samples its trace.
+#[tokio::test]
+async fn variables_of_opentelemetry_are_followed() {
+    let world = World::new().await;
+    let (collector, address) = Collector::start(None).await;
+    let cases: [(&[(&str, &str)], usize); 11] = [
+        (&[("OTEL_SDK_DISABLED", "true")], 0),
+        (&[("OTEL_SDK_DISABLED", "false")], 1),
+        (&[("OTEL_TRACES_EXPORTER", "none")], 0),
+        (&[("OTEL_TRACES_SAMPLER", "always_off")], 0),
+        (&[("OTEL_TRACES_SAMPLER", "always_on")], 1),
+        (&[("OTEL_TRACES_SAMPLER", "traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "0")], 0),
+        (&[("OTEL_TRACES_SAMPLER", "traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "1")], 1),
+        (&[("OTEL_TRACES_SAMPLER", "parentbased_always_off")], 1),
+        (&[("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "0")], 1),
+        (&[("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")], 1),
+        (&[("OTEL_BSP_MAX_QUEUE_SIZE", "10"), ("OTEL_BSP_SCHEDULE_DELAY", "10")], 1),
+    ];
+    for (variables, expected) in cases {
+        let launch = world.service().env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}"));
+        asks(variables.iter().fold(launch, |launch, (name, value)| launch.env(name, value))).await;
+        assert_eq!(spans(&collector.take()).len(), expected, "{variables:?}");
     }
-    let resources = collector.0.lock().expect("no panic").clone();
-    let resource = format!("{:?}", resources[0].resource);
-    assert!(resource.contains("service.name") && resource.contains(env!("CARGO_PKG_NAME")), "{resource}");
+}
+
+#[tokio::test]
+async fn the_environment_names_the_service() {
+    let world = World::new().await;
+    let (collector, address) = Collector::start(None).await;
+    let given = ("OTEL_RESOURCE_ATTRIBUTES", "service.name=theirs,deployment.environment.name=test");
+    for (more, name) in [(None, "theirs"), (Some("mine"), "mine")] {
+        let launch = world.service().env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}"));
+        let launch = launch.env(given.0, given.1);
+        asks(more.into_iter().fold(launch, |launch, name| launch.env("OTEL_SERVICE_NAME", name))).await;
+        let resources = collector.take();
+        let resource = attributes(&resources[0].resource.as_ref().expect("it says who sends it").attributes);
+        assert_eq!(resource["service.name"], name);
+        assert_eq!(resource["deployment.environment.name"], "test");
+        assert_eq!(resource["service.version"], env!("CARGO_PKG_VERSION"));
+        assert_eq!(resource["telemetry.sdk.language"], "rust");
+    }
 }
 
 #[tokio::test]
@@ -106,25 +243,33 @@ async fn the_logs_filter_is_the_logs_alone() {
 }
 
 #[tokio::test]
-async fn a_protocol_that_it_does_not_speak_is_refused_with_the_one_it_does() {
+async fn an_unknown_protocol_is_refused_with_those_it_speaks() {
     for variable in ["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] {
-        let launch = Launch::new().set("database.url", "postgres://localhost/none").env(variable, "http/protobuf");
+        let launch = Launch::new().set("database.url", "postgres://localhost/none").env(variable, "http/json");
         let finished = launch.env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318").run().await;
         assert_eq!(finished.code, Some(2), "{finished:?}");
-        for part in [variable, "http/protobuf", "grpc"] {
+        for part in [variable, "http/json", "grpc", "http/protobuf"] {
             assert!(finished.stderr.contains(part), "no {part} in {}", finished.stderr);
         }
     }
 }
 
 #[tokio::test]
-async fn a_collector_that_is_gone_does_not_hold_the_stop_up() {
+async fn a_dead_or_frozen_collector_holds_nothing_up() {
     let world = World::new().await;
-    let launch = world.service().env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", free_address()));
-    let service = launch.ready().await;
-    service.get("/openapi.json").await;
-    let asked = Instant::now();
-    let exit = service.stop().await;
-    assert!(exit.code == Some(0) || exit.code == Some(3), "{exit:?}");
-    assert!(exit.at - asked < s(4), "{:?}", exit.at - asked);
+    let frozen = std::net::TcpListener::bind("127.0.0.1:0").expect("the loopback has free ports");
+    for address in [free_address(), frozen.local_addr().expect("it is bound")] {
+        for protocol in ["grpc", "http/protobuf"] {
+            let launch = world.service().env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}"));
+            let launch = launch.env("OTEL_BSP_SCHEDULE_DELAY", "10").env("OTEL_BSP_MAX_QUEUE_SIZE", "4");
+            let service = launch.env("OTEL_EXPORTER_OTLP_PROTOCOL", protocol).ready().await;
+            for _ in 0..20 {
+                assert_eq!(service.get("/openapi.json").await.status, 200);
+            }
+            let asked = Instant::now();
+            let exit = service.stop().await;
+            assert!(exit.code == Some(0) || exit.code == Some(3), "{exit:?}");
+            assert!(exit.at - asked < s(4), "{:?}", exit.at - asked);
+        }
+    }
 }
