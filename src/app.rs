@@ -59,6 +59,7 @@ fn compose(
 
     // what the service depends on, each connected when first used
     let postgres = Postgres::new(&config.database)?;
+    lifecycle.background(postgres.clone().follow());
     let catalog = Peer::new(&config.catalog)?;
     lifecycle.check("postgres", config.readiness.postgres, {
         let postgres = postgres.clone();

@@ -105,10 +105,7 @@ fn migrate(config: &Config, control: Control) -> anyhow::Result<ExitCode> {
         Postgres::new(&config.database)?
     };
     match control.run_command(async move { postgres.migrate().await }) {
-        Some(migrated) => {
-            migrated?;
-            tracing::info!("the schema is up to date");
-        }
+        Some(migrated) => migrated?,
         // whoever asked it to stop got what was asked for: where the pod goes on, its check says what is missing
         None => tracing::warn!("stopped by a signal: what was not finished was rolled back; run `migrate` again"),
     }

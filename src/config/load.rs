@@ -7,8 +7,10 @@
 //! Serde stops at the first wrong value. So a wrong one is noted, put back to its default and the whole read again,
 //! until nothing is wrong: the reader gets the full list in one go.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::path::PathBuf;
 
 use config::{Environment, File, FileFormat, Source, Value, ValueKind};
 
@@ -90,7 +92,7 @@ impl Config {
             }
         }
 
-        let config: Self = loop {
+        let mut config: Self = loop {
             match serde_path_to_error::deserialize(settings.clone()) {
                 Ok(config) => break config,
                 Err(error) => {
@@ -102,6 +104,7 @@ impl Config {
                 }
             }
         };
+        config.database.url_file = env.url_file;
         config.check(&mut faults);
         if faults.is_empty() { Ok(config) } else { Err(InvalidConfig { faults }) }
     }
@@ -111,6 +114,8 @@ impl Config {
 struct Env {
     config_file: Option<String>,
     variables: HashMap<String, String>,
+    /// Where `database.url` came from.
+    url_file: Option<PathBuf>,
 }
 
 impl Env {
@@ -118,10 +123,14 @@ impl Env {
         let mut config_file = None;
         let mut variables = HashMap::new();
         let mut database_url = None;
+        let mut files = HashMap::new();
         for (name, value) in env {
             let (name, value) = match (is_ours(&name), name.strip_suffix("_FILE")) {
                 (true, Some(setting)) => match std::fs::read_to_string(&value) {
-                    Ok(content) => (setting.to_owned(), content.trim_end_matches(['\r', '\n']).to_owned()),
+                    Ok(content) => {
+                        files.insert(setting.to_owned(), PathBuf::from(value));
+                        (setting.to_owned(), content.trim_end_matches(['\r', '\n']).to_owned())
+                    }
                     Err(error) => {
                         faults.push(Fault::new(name, format!("cannot read the file {value}: {error}")));
                         continue;
@@ -146,10 +155,12 @@ impl Env {
                 _ => {}
             }
         }
-        if let Some(url) = database_url {
-            variables.entry("APP__DATABASE__URL".to_owned()).or_insert(url);
+        let mut url_file = files.remove("APP__DATABASE__URL");
+        if let (Some(url), Entry::Vacant(entry)) = (database_url, variables.entry("APP__DATABASE__URL".to_owned())) {
+            entry.insert(url);
+            url_file = files.remove("DATABASE_URL");
         }
-        Self { config_file, variables }
+        Self { config_file, variables, url_file }
     }
 
     fn file_layer(&self, faults: &mut Vec<Fault>) -> Option<Value> {

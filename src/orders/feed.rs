@@ -112,11 +112,11 @@ impl Feed {
     }
 
     async fn newest(&self) -> Result<i64, Error> {
-        self.postgres.run(|connection| newest(connection).boxed()).await
+        self.postgres.read(|connection| newest(connection).boxed()).await
     }
 
     async fn page(&self, after: i64) -> Result<Vec<Event>, Error> {
-        self.postgres.run(move |connection| after_id(connection, after).boxed()).await
+        self.postgres.read(move |connection| after_id(connection, after).boxed()).await
     }
 
     /// Every event after that one, or from now on.

@@ -5,7 +5,7 @@ use futures_util::{StreamExt, stream};
 use crate::support::{Launch, World, eventually, s};
 
 /// The setting, its smallest and its largest value; where one has to go with it, what that is.
-const EXTREMES: [(&str, [&str; 2]); 34] = [
+const EXTREMES: [(&str, [&str; 2]); 37] = [
     ("http.request_timeout", ["100ms", "1h"]),
     ("http.header_timeout", ["100ms", "1h"]),
     ("http.idle_timeout", ["100ms", "1h"]),
@@ -29,6 +29,9 @@ const EXTREMES: [(&str, [&str; 2]); 34] = [
     ("readiness.postgres", ["required", "advisory"]),
     ("readiness.catalog", ["required", "advisory"]),
     ("database.max_connections", ["1", "10000"]),
+    ("database.max_waiting", ["1", "1000000"]),
+    ("database.statement_cache", ["0", "10000"]),
+    ("database.startup_options", ["false", "true"]),
     ("database.acquire_timeout", ["100ms", "1h"]),
     ("database.statement_timeout", ["100ms", "1h"]),
     ("database.migrate_on_start", ["false", "true"]),
