@@ -149,7 +149,7 @@ pub struct Database {
     pub url_file: Option<PathBuf>,
     /// Connections of the pool.
     pub max_connections: u32,
-    /// Callers that may wait for one of them at once.
+    /// Requests that may wait for one of them at once.
     pub max_waiting: usize,
     /// Waiting for one of them.
     #[serde(with = "duration")]

@@ -271,6 +271,22 @@ mod tests {
     }
 
     #[test]
+    fn the_file_that_a_url_came_from_is_known() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("url");
+        std::fs::write(&file, "postgres://file@db/shop\n").expect("the folder is ours");
+        let path = file.display().to_string();
+        let config = load(&[("APP__DATABASE__URL_FILE", &path)]).expect("it is valid");
+        assert_eq!(config.database.url.reveal(), "postgres://file@db/shop");
+        assert_eq!(config.database.url_file, Some(file));
+        assert_eq!(load(&[]).expect("it is valid").database.url_file, None);
+        let env = [("DATABASE_URL_FILE", path.as_str()), ("APP__DATABASE__URL", "postgres://other@db/shop")];
+        let env = env.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let config = Config::from_env(env.into_iter()).expect("it is valid");
+        assert_eq!(config.database.url_file, None, "the more specific one wins, and is no file");
+    }
+
+    #[test]
     fn every_fault_is_reported_together() {
         let error = load(&[
             ("APP__HTTP__MAX_CONNECTIONS", "many"),

@@ -63,7 +63,7 @@ pub(super) struct Feed {
 impl Feed {
     pub(super) fn new(postgres: &Postgres) -> Self {
         Self {
-            postgres: postgres.clone(),
+            postgres: postgres.in_background(),
             events: broadcast::Sender::new(BEHIND),
             last: Arc::default(),
             woken: Arc::default(),

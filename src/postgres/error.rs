@@ -19,7 +19,7 @@ pub enum Error {
     Silent(Duration),
     #[error("no connection to the database within {0:?}")]
     NoConnection(Duration),
-    #[error("{0} callers wait for a connection already")]
+    #[error("{0} requests wait for a connection already")]
     Crowded(usize),
     #[error("the pool is closed")]
     Closed,

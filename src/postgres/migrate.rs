@@ -38,8 +38,8 @@ impl Postgres {
     /// # Errors
     /// If the database cannot be reached, or if a migration fails: then it is rolled back and named.
     pub async fn migrate(&self) -> Result<(), Error> {
-        let target = self.0.pool.target();
-        let mut connection = target.connect_unbounded(self.0.settings.acquire_timeout).await?;
+        let target = self.inner.pool.target();
+        let mut connection = target.connect_unbounded(self.inner.settings.acquire_timeout).await?;
         connection.lock().await?;
         connection.ensure_migrations_table(&MIGRATOR.table_name).await?;
         let applied = connection.list_applied_migrations(&MIGRATOR.table_name).await?;

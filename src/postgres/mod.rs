@@ -28,7 +28,7 @@ use tokio::sync::Mutex;
 use crate::config;
 pub use error::Error;
 use error::Verdict;
-use pool::{Fitness, Lease, Pool};
+use pool::{Caller, Fitness, Lease, Pool};
 use target::Target;
 
 /// Lets the server's own `statement_timeout` fire first.
@@ -42,7 +42,10 @@ const CHECK_AFRESH: Duration = Duration::from_secs(30);
 
 /// The database. Cloning shares it.
 #[derive(Clone)]
-pub struct Postgres(Arc<Inner>);
+pub struct Postgres {
+    inner: Arc<Inner>,
+    caller: Caller,
+}
 
 struct Inner {
     settings: config::Database,
@@ -65,7 +68,14 @@ impl Postgres {
     /// If the URL is malformed.
     pub fn new(settings: &config::Database) -> Result<Self, sqlx::Error> {
         let pool = Pool::new(settings, Target::new(settings, settings.url.clone())?);
-        Ok(Self(Arc::new(Inner { settings: settings.clone(), pool, check: Mutex::default() })))
+        let inner = Inner { settings: settings.clone(), pool, check: Mutex::default() };
+        Ok(Self { inner: Arc::new(inner), caller: Caller::Request })
+    }
+
+    /// The same database for work in the background: its callers are few, so `max_waiting` is not for them. Requests
+    /// that overload the pool delay such work, and never keep it out.
+    pub fn in_background(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner), caller: Caller::Background }
     }
 
     /// Runs `work`, one query or one transaction, on a connection of the pool, for at most `statement_timeout`. The
@@ -75,7 +85,7 @@ impl Postgres {
     /// # Errors
     /// No connection within `acquire_timeout`, no end in time, or what the database says.
     pub async fn run<T>(&self, work: impl Work<T>) -> Result<T, Error> {
-        self.run_for(self.0.settings.statement_timeout, work).await
+        self.run_for(self.inner.settings.statement_timeout, work).await
     }
 
     /// The same for work that waits for others too, and so may take longer.
@@ -91,7 +101,7 @@ impl Postgres {
     /// # Errors
     /// As [`Postgres::run`].
     pub async fn read<T>(&self, work: impl Work<T>) -> Result<T, Error> {
-        let timeout = self.0.settings.statement_timeout;
+        let timeout = self.inner.settings.statement_timeout;
         match self.run_once(timeout, &work).await {
             // silence has taken its time already
             Err(error) if error.verdict() == Verdict::Lost && !matches!(error, Error::Silent(_)) => {
@@ -103,7 +113,7 @@ impl Postgres {
 
     async fn run_once<T>(&self, timeout: Duration, work: &impl Work<T>) -> Result<T, Error> {
         let timeout = timeout + MARGIN;
-        let mut lease = self.0.pool.acquire().await?;
+        let mut lease = self.inner.pool.acquire(self.caller).await?;
         let attempts = self.attempts(&mut lease, work);
         let result = tokio::time::timeout(timeout, attempts).await.unwrap_or(Err(Error::Silent(timeout)));
         let is_lost = result.as_ref().is_err_and(|error| error.verdict() == Verdict::Lost);
@@ -132,7 +142,7 @@ impl Postgres {
     /// Without prepared statements that outlast their transaction, a pooler may give each transaction to another
     /// backend: so all is one transaction, and what it has prepared goes with it.
     async fn attempt<T>(&self, connection: &mut PgConnection, work: &impl Work<T>) -> Result<T, sqlx::Error> {
-        if self.0.settings.statement_cache > 0 {
+        if self.inner.settings.statement_cache > 0 {
             return work(connection).await;
         }
         let mut transaction = connection.begin().await?;
@@ -145,7 +155,8 @@ impl Postgres {
                 Ok(result)
             }
             Err(error) => {
-                transaction.rollback().await?;
+                // what it was matters more than whether that worked
+                let _ = transaction.rollback().await;
                 Err(error)
             }
         }
@@ -157,7 +168,7 @@ impl Postgres {
     /// # Errors
     /// Why not.
     pub async fn check(self) -> Result<(), Error> {
-        let Inner { settings, pool, check } = &*self.0;
+        let Inner { settings, pool, check } = &*self.inner;
         pool.sweep();
         let mut check = check.lock().await;
         let (mut connection, since) = match check.connection.take() {
@@ -187,22 +198,22 @@ impl Postgres {
     /// Closes every connection. To be called when nobody needs one any more: from now on none is given out.
     pub async fn close(self) {
         let check = async {
-            if let Some((connection, _)) = self.0.check.lock().await.connection.take() {
+            if let Some((connection, _)) = self.inner.check.lock().await.connection.take() {
                 let _ = connection.close().await;
             }
         };
-        tokio::join!(self.0.pool.close(), check);
+        tokio::join!(self.inner.pool.close(), check);
     }
 
     /// Reads the pool's gauges.
     pub fn report(&self) {
-        self.0.pool.report();
+        self.inner.pool.report();
     }
 }
 
 impl std::fmt::Debug for Postgres {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Postgres").field("settings", &self.0.settings).finish_non_exhaustive()
+        f.debug_struct("Postgres").field("settings", &self.inner.settings).finish_non_exhaustive()
     }
 }
 

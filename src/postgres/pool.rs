@@ -83,6 +83,15 @@ struct Place {
     _busy: TaskTrackerToken,
 }
 
+/// Who needs a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Caller {
+    /// One of any number.
+    Request,
+    /// One of few.
+    Background,
+}
+
 /// What a connection is fit for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fitness {
@@ -111,8 +120,8 @@ impl Pool {
     }
 
     /// A connection, for which a place is waited for and which is opened if none is idle; within `acquire_timeout`.
-    pub(super) async fn acquire(self: &Arc<Self>) -> Result<Lease, Error> {
-        match timeout(self.acquire_timeout, self.lease()).await {
+    pub(super) async fn acquire(self: &Arc<Self>, caller: Caller) -> Result<Lease, Error> {
+        match timeout(self.acquire_timeout, self.lease(caller)).await {
             Ok(lease) => lease,
             Err(_elapsed) => {
                 metrics::counter!("db_client_connections_refused_total", "reason" => "timeout").increment(1);
@@ -121,10 +130,10 @@ impl Pool {
         }
     }
 
-    async fn lease(self: &Arc<Self>) -> Result<Lease, Error> {
+    async fn lease(self: &Arc<Self>, caller: Caller) -> Result<Lease, Error> {
         let permit = match Arc::clone(&self.permits).try_acquire_owned() {
             Ok(permit) => permit,
-            Err(TryAcquireError::NoPermits) => self.wait().await?,
+            Err(TryAcquireError::NoPermits) => self.wait(caller).await?,
             Err(TryAcquireError::Closed) => return Err(Error::Closed),
         };
         let place = Place { _permit: permit, _busy: self.busy.token() };
@@ -147,10 +156,11 @@ impl Pool {
         self.connect(broken.place).await
     }
 
-    /// Waits for a place, unless too many do already: callers that wait hold what other requests need.
-    async fn wait(&self) -> Result<OwnedSemaphorePermit, Error> {
+    /// Waits for a place, unless too many do already: requests that wait hold what other requests need.
+    async fn wait(&self, caller: Caller) -> Result<OwnedSemaphorePermit, Error> {
         let waiting = Waiting(&self.waiting);
-        if waiting.0.fetch_add(1, Ordering::Relaxed) >= self.max_waiting {
+        let before = waiting.0.fetch_add(1, Ordering::Relaxed);
+        if before >= self.max_waiting && caller == Caller::Request {
             metrics::counter!("db_client_connections_refused_total", "reason" => "crowded").increment(1);
             return Err(Error::Crowded(self.max_waiting));
         }

@@ -18,15 +18,15 @@ impl Postgres {
     /// # Errors
     /// If the URL is malformed, or no connection can be had with it.
     pub async fn reload(&self, url: DatabaseUrl) -> Result<(), Error> {
-        let pool = &self.0.pool;
+        let pool = &self.inner.pool;
         if pool.target().url == url {
             return Ok(());
         }
         if !url.is_well_formed() {
             return Err(Error::MalformedUrl);
         }
-        let target = Target::new(&self.0.settings, url)?;
-        let tried = target.connect_unbounded(self.0.settings.acquire_timeout).await?;
+        let target = Target::new(&self.inner.settings, url)?;
+        let tried = target.connect_unbounded(self.inner.settings.acquire_timeout).await?;
         tracing::info!(url = %target.url, "the database's URL has changed: every connection is replaced");
         pool.aim(target);
         let _ = tried.close().await;
@@ -35,7 +35,7 @@ impl Postgres {
 
     /// Follows the file that the URL came from, if it came from one.
     pub async fn follow(self) {
-        let Some(file) = &self.0.settings.url_file else { return };
+        let Some(file) = &self.inner.settings.url_file else { return };
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut said = None;

@@ -103,3 +103,18 @@ async fn a_url_that_is_malformed_is_logged_and_ignored() {
     assert!(sessions(&mut owner, "blue").await > 0);
     assert!(!service.text(false).contains("hunter2"), "a password is in the log");
 }
+
+#[tokio::test]
+async fn ready_means_that_a_new_connection_can_be_had() {
+    let Some((cluster, mut owner)) = with_roles().await else { return };
+    let catalog = Catalog::start().await;
+    let secret = tempfile::tempdir().expect("a folder");
+    mount(secret.path(), 1, &cluster.url().replace("postgres@", "blue:one@"));
+    let service = serve(&secret.path().join("url"), &catalog).await;
+    execute(&mut owner, "ALTER ROLE blue NOLOGIN").await;
+    // the check connects afresh every 30 s
+    eventually("it is not ready", s(45), async || service.probe("/readyz").await.status == 503).await;
+    assert_eq!(service.get("/v1/orders").await.status, 200, "with what it has it serves");
+    execute(&mut owner, "ALTER ROLE blue LOGIN").await;
+    eventually("it is ready", s(5), async || service.probe("/readyz").await.status == 200).await;
+}
