@@ -6,12 +6,14 @@
 //! | file | is about |
 //! |---|---|
 //! | `pool` | connections that are used again |
+//! | `lease` | one of them, while it is in use |
 //! | `target` | the URL, and how a session begins |
 //! | `reload` | a URL that changes while the service runs |
 //! | `migrate` | the schema |
 //! | `error` | what each SQLSTATE means |
 
 mod error;
+mod lease;
 mod migrate;
 mod pool;
 mod reload;
@@ -28,7 +30,8 @@ use tokio::sync::Mutex;
 use crate::config;
 pub use error::Error;
 use error::Verdict;
-use pool::{Caller, Fitness, Lease, Pool};
+use lease::{Fitness, Lease};
+use pool::{Caller, Pool};
 use target::Target;
 
 /// Lets the server's own `statement_timeout` fire first.
@@ -117,7 +120,7 @@ impl Postgres {
         let attempts = self.attempts(&mut lease, work);
         let result = tokio::time::timeout(timeout, attempts).await.unwrap_or(Err(Error::Silent(timeout)));
         let is_lost = result.as_ref().is_err_and(|error| error.verdict() == Verdict::Lost);
-        lease.is(if is_lost { Fitness::Broken } else { Fitness::Fit });
+        lease.mark(if is_lost { Fitness::Broken } else { Fitness::Fit });
         result
     }
 

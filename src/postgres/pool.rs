@@ -5,7 +5,6 @@
 //! without a word. What its work left in the middle is ended in the background: the request's client may have gone, the
 //! connection is still good.
 
-use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,13 +16,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::lease::{Fitness, Held, Lease, Place};
 use super::target::Target;
 use super::{Error, config};
 
 /// For the server's answer to the shortest of questions, and for a connection's end.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+pub(super) const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 /// A connection that has been idle for longer is asked for a sign of life: load balancers and firewalls forget it.
 const TRUSTED: Duration = Duration::from_secs(30);
@@ -63,26 +62,6 @@ struct Idle {
     since: Instant,
 }
 
-/// A connection on loan. Unless its work says how it ended, the connection is taken for abandoned in the middle.
-pub(super) struct Lease {
-    pool: Arc<Pool>,
-    /// Taken when it is dropped.
-    held: Option<Held>,
-    state: Fitness,
-}
-
-struct Held {
-    connection: PgConnection,
-    begun: Instant,
-    place: Place,
-}
-
-/// One of the pool's places.
-struct Place {
-    _permit: OwnedSemaphorePermit,
-    _busy: TaskTrackerToken,
-}
-
 /// Who needs a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Caller {
@@ -90,17 +69,6 @@ pub(super) enum Caller {
     Request,
     /// One of few.
     Background,
-}
-
-/// What a connection is fit for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fitness {
-    /// Its work has ended.
-    Fit,
-    /// Its work was dropped in the middle.
-    Abandoned,
-    /// It is of no more use.
-    Broken,
 }
 
 impl Pool {
@@ -136,7 +104,7 @@ impl Pool {
             Err(TryAcquireError::NoPermits) => self.wait(caller).await?,
             Err(TryAcquireError::Closed) => return Err(Error::Closed),
         };
-        let place = Place { _permit: permit, _busy: self.busy.token() };
+        let place = Place::new(permit, self.busy.token());
         let (idle, trusted_since) = {
             let mut state = self.lock();
             (state.idle.pop(), state.trusted_since)
@@ -144,7 +112,7 @@ impl Pool {
         let Some(Idle { connection, begun, since }) = idle else {
             return self.connect(place).await;
         };
-        let mut lease = self.lend(Held { connection, begun, place });
+        let mut lease = Lease::new(self, Held { connection, begun, place });
         if since > trusted_since && since.elapsed() < TRUSTED {
             return Ok(lease);
         }
@@ -152,8 +120,7 @@ impl Pool {
             return Ok(lease);
         }
         self.distrust();
-        let broken = lease.held.take().expect("only this and its drop take it");
-        self.connect(broken.place).await
+        self.connect(lease.into_place()).await
     }
 
     /// Waits for a place, unless too many do already: requests that wait hold what other requests need.
@@ -174,30 +141,32 @@ impl Pool {
     async fn connect(self: &Arc<Self>, place: Place) -> Result<Lease, Error> {
         let (send, receive) = oneshot::channel();
         let pool = Arc::clone(self);
-        self.busy.spawn(async move {
+        self.spawn(async move {
             let begun = Instant::now();
-            let target = Arc::clone(&pool.lock().target);
-            let connected = pool.closing.run_until_cancelled(target.connect(pool.acquire_timeout)).await;
-            let connected = connected.unwrap_or(Err(Error::Closed)).map(|connection| {
+            let connected = pool.target().connect(pool.acquire_timeout).await.map(|connection| {
                 metrics::counter!("db_client_connections_opened_total").increment(1);
-                let mut lease = pool.lend(Held { connection, begun, place });
-                lease.is(Fitness::Fit);
+                let mut lease = Lease::new(&pool, Held { connection, begun, place });
+                lease.mark(Fitness::Fit);
                 lease
             });
             // the lease comes back, and is dropped, if nobody waits for it any more
             let _ = send.send(connected);
         });
         let mut lease = receive.await.map_err(|_ended| Error::Closed)??;
-        lease.is(Fitness::Abandoned);
+        lease.mark(Fitness::Abandoned);
         Ok(lease)
     }
 
-    fn lend(self: &Arc<Self>, held: Held) -> Lease {
-        Lease { pool: Arc::clone(self), held: Some(held), state: Fitness::Abandoned }
+    /// Runs `work` in the background, for as long as the pool is open; the close waits for it.
+    pub(super) fn spawn(self: &Arc<Self>, work: impl Future<Output = ()> + Send + 'static) {
+        let pool = Arc::clone(self);
+        self.busy.spawn(async move {
+            pool.closing.run_until_cancelled(work).await;
+        });
     }
 
     /// Puts a connection back, if it is still to be used.
-    fn put(&self, held: Held) {
+    pub(super) fn put(&self, held: Held) {
         let mut state = self.lock();
         let is_usable = held.begun >= state.usable_since && held.begun.elapsed() < MAX_AGE;
         if is_usable && !self.permits.is_closed() {
@@ -253,7 +222,7 @@ impl Pool {
     }
 
     /// From now on each idle connection is asked for a sign of life before it is used.
-    fn distrust(&self) {
+    pub(super) fn distrust(&self) {
         self.lock().trusted_since = Instant::now();
     }
 
@@ -296,49 +265,4 @@ impl Drop for Waiting<'_> {
 /// Takes leave of the server, which then ends the backend at once.
 async fn end(connection: PgConnection) {
     let _ = timeout(SIGN_OF_LIFE, connection.close()).await;
-}
-
-impl Lease {
-    /// Says how its work has ended.
-    pub(super) fn is(&mut self, state: Fitness) {
-        self.state = state;
-        if state == Fitness::Broken {
-            self.pool.distrust();
-        }
-    }
-}
-
-impl Deref for Lease {
-    type Target = PgConnection;
-
-    fn deref(&self) -> &PgConnection {
-        &self.held.as_ref().expect("it is taken only when the lease ends").connection
-    }
-}
-
-impl DerefMut for Lease {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.held.as_mut().expect("it is taken only when the lease ends").connection
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        let Some(mut held) = self.held.take() else { return };
-        // a transaction that was dropped leaves its ROLLBACK to be sent
-        let is_done = self.state == Fitness::Fit && !held.connection.should_flush();
-        if is_done {
-            self.pool.put(held);
-        } else if self.state != Fitness::Broken {
-            let pool = Arc::clone(&self.pool);
-            self.pool.busy.spawn(async move {
-                // reads on to the end of what was asked; and sqlx does not know of a BEGIN that it was dropped in
-                let settle = sqlx::raw_sql("BEGIN; ROLLBACK").execute(&mut held.connection);
-                let settle = pool.closing.run_until_cancelled(timeout(SIGN_OF_LIFE, settle));
-                if matches!(settle.await, Some(Ok(Ok(_)))) {
-                    pool.put(held);
-                }
-            });
-        }
-    }
 }
