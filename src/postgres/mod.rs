@@ -96,7 +96,7 @@ impl Postgres {
     /// # Errors
     /// As [`Postgres::run`].
     pub async fn run_for<T>(&self, timeout: Duration, work: impl Work<T>) -> Result<T, Error> {
-        self.run_once(timeout, &work).await
+        self.run_on(self.acquire().await?, timeout, &work).await
     }
 
     /// The same for work that only reads: it is also run again, once, if its connection breaks.
@@ -105,18 +105,21 @@ impl Postgres {
     /// As [`Postgres::run`].
     pub async fn read<T>(&self, work: impl Work<T>) -> Result<T, Error> {
         let timeout = self.inner.settings.statement_timeout;
-        match self.run_once(timeout, &work).await {
+        match self.run_on(self.acquire().await?, timeout, &work).await {
             // silence has taken its time already
             Err(error) if error.verdict() == Verdict::Lost && !matches!(error, Error::Silent(_)) => {
-                self.run_once(timeout, &work).await
+                self.run_on(self.acquire().await?, timeout, &work).await
             }
             result => result,
         }
     }
 
-    async fn run_once<T>(&self, timeout: Duration, work: &impl Work<T>) -> Result<T, Error> {
+    async fn acquire(&self) -> Result<Lease, Error> {
+        self.inner.pool.acquire(self.caller).await
+    }
+
+    async fn run_on<T>(&self, mut lease: Lease, timeout: Duration, work: &impl Work<T>) -> Result<T, Error> {
         let timeout = timeout + MARGIN;
-        let mut lease = self.inner.pool.acquire(self.caller).await?;
         let attempts = self.attempts(&mut lease, work);
         let result = tokio::time::timeout(timeout, attempts).await.unwrap_or(Err(Error::Silent(timeout)));
         let is_lost = result.as_ref().is_err_and(|error| error.verdict() == Verdict::Lost);
