@@ -29,16 +29,19 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 pub fn serve(config: &Config, control: Control, telemetry: &Telemetry) -> anyhow::Result<ExitCode> {
     let main = lifecycle::main_runtime().context("cannot start the runtime")?;
     let lifecycle = Lifecycle::new(&config.lifecycle, &config.readiness);
-    let (start, stop) = {
+    let (start, stop, reload) = {
         let _context = main.enter();
         compose(config, &lifecycle, telemetry, control.handle(), main.handle())?
     };
-    Ok(control.run(&lifecycle, main, start, stop, reload(config, telemetry)))
+    Ok(control.run(&lifecycle, main, start, stop, reload))
 }
 
+/// Settings that change while the service runs.
+const LIVE: [&str; 2] = ["database.url", "telemetry.log_filter"];
+
 /// What SIGHUP does: reads the settings again, and hands each part that can change while it runs what has changed.
-fn reload(config: &Config, telemetry: &Telemetry) -> impl Fn() + Send + Sync + use<> {
-    let (running, logs) = (Mutex::new(config.clone()), telemetry.logs());
+fn reload(config: &Config, telemetry: &Telemetry, postgres: &Postgres) -> impl Fn() + Send + Sync + use<> {
+    let (running, logs, postgres) = (Mutex::new(config.clone()), telemetry.logs(), postgres.clone());
     move || {
         let new = match Config::load() {
             Ok(new) => new,
@@ -46,10 +49,14 @@ fn reload(config: &Config, telemetry: &Telemetry) -> impl Fn() + Send + Sync + u
         };
         let mut running = running.lock();
         for Change { setting, from, to } in running.changes(&new) {
-            tracing::info!(setting, from, to, "setting has changed: it takes effect at the next start");
+            let effect = if LIVE.contains(&&*setting) { "now" } else { "at the next start" };
+            tracing::info!(setting, from, to, effect, "setting has changed");
         }
         if let Err(error) = logs.set_filter(&new.telemetry.log_filter) {
             tracing::error!(%error, "the log's filter stays as it is");
+        }
+        if let Err(error) = Handle::current().block_on(postgres.reload(new.database.url.clone())) {
+            tracing::error!(%error, "the database's URL stays as it is");
         }
         *running = new;
         tracing::info!("settings are read again");
@@ -64,21 +71,25 @@ pub fn openapi() -> OpenApi {
     ])
 }
 
-/// Makes every part, and waits for nothing. Returns the start (migrations, the required checks, then listening) and the
-/// stop.
+/// Makes every part, and waits for nothing. Returns the start (migrations, the required checks, then listening), the
+/// stop, and what SIGHUP does.
 fn compose(
     config: &Config,
     lifecycle: &Lifecycle,
     telemetry: &Telemetry,
     control: &Handle,
     main: &Handle,
-) -> anyhow::Result<(impl Future<Output = anyhow::Result<()>> + Send + use<>, Plan)> {
+) -> anyhow::Result<(impl Future<Output = anyhow::Result<()>> + Send + use<>, Plan, impl Fn() + Send + Sync + use<>)> {
     // the two ports: admin answers from here on, the public one only when all that follows is ready
     let http = Server::bind(Port::Public, config, lifecycle)?;
     let admin = Server::bind(Port::Admin, config, lifecycle)?;
 
     // what the service depends on, each connected when first used
     let postgres = Postgres::new(&config.database)?;
+    if config.database.url_file.is_some() {
+        let postgres = postgres.clone();
+        lifecycle.background("database URL", move || postgres.clone().follow());
+    }
     let catalog = Peer::new(&config.catalog)?;
     lifecycle.check("postgres", config.readiness.postgres, {
         let postgres = postgres.clone();
@@ -120,6 +131,7 @@ fn compose(
         }
     };
 
+    let reload = reload(config, telemetry, &postgres);
     let budget = &config.lifecycle;
     let unready = workers.clone();
     let plan = Plan::default()
@@ -133,7 +145,7 @@ fn compose(
         .step("grpc_channel", budget.grpc_channel, catalog.close())
         .step("database_pool", budget.database_pool, postgres.close())
         .step("telemetry", budget.telemetry, telemetry.traces().close());
-    Ok((start, plan))
+    Ok((start, plan, reload))
 }
 
 /// What `/metrics` reads when it is asked.

@@ -103,10 +103,7 @@ fn migrate(config: &Config, control: Control) -> anyhow::Result<ExitCode> {
         Postgres::new(&config.database)?
     };
     match control.run_command(async move { postgres.migrate().await }) {
-        Some(migrated) => {
-            migrated?;
-            tracing::info!("the schema is up to date");
-        }
+        Some(migrated) => migrated?,
         // a signal asked for this, so it is no failure: if the pod goes on, its check says what is missing
         None => tracing::warn!("stopped by a signal: what was not finished was rolled back; run `migrate` again"),
     }

@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::path::PathBuf;
 
 use config::{Environment, File, FileFormat, Source, Value, ValueKind};
 
@@ -91,7 +92,7 @@ impl Config {
             }
         }
 
-        let config: Self = loop {
+        let mut config: Self = loop {
             match serde_path_to_error::deserialize(settings.clone()) {
                 Ok(config) => break config,
                 Err(error) => {
@@ -103,6 +104,7 @@ impl Config {
                 }
             }
         };
+        config.database.url_file = env.url_file;
         config.check(&mut faults);
         if faults.is_empty() { Ok(config) } else { Err(InvalidConfig { faults }) }
     }
@@ -112,6 +114,8 @@ impl Config {
 struct Env {
     config_file: Option<String>,
     variables: HashMap<String, String>,
+    /// Where `database.url` came from.
+    url_file: Option<PathBuf>,
 }
 
 impl Env {
@@ -119,10 +123,14 @@ impl Env {
         let mut config_file = None;
         let mut variables = HashMap::new();
         let mut ecosystem = Vec::new();
+        let mut files = HashMap::new();
         for (name, value) in env {
             let (name, value) = match (is_ours(&name), name.strip_suffix("_FILE")) {
                 (true, Some(setting)) => match std::fs::read_to_string(&value) {
-                    Ok(content) => (setting.to_owned(), content.trim_end_matches(['\r', '\n']).to_owned()),
+                    Ok(content) => {
+                        files.insert(setting.to_owned(), PathBuf::from(value));
+                        (setting.to_owned(), content.trim_end_matches(['\r', '\n']).to_owned())
+                    }
                     Err(error) => {
                         faults.push(Fault::new(name, format!("cannot read the file {value}: {error}")));
                         continue;
@@ -148,10 +156,12 @@ impl Env {
                 _ => {}
             }
         }
+        let url = if variables.contains_key("APP__DATABASE__URL") { "APP__DATABASE__URL" } else { "DATABASE_URL" };
+        let url_file = files.remove(url);
         for (ours, value) in ecosystem {
             variables.entry(ours.to_owned()).or_insert(value);
         }
-        Self { config_file, variables }
+        Self { config_file, variables, url_file }
     }
 
     fn file_layer(&self, faults: &mut Vec<Fault>) -> Option<Value> {
@@ -259,6 +269,22 @@ mod tests {
         let config = load(&[]).expect("the defaults are valid");
         assert_eq!(config.database.url.reveal(), "postgres://me:secret@db/shop");
         assert!(!format!("{config:?}").contains("secret"));
+    }
+
+    #[test]
+    fn the_file_that_a_url_came_from_is_known() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("url");
+        std::fs::write(&file, "postgres://file@db/shop\n").expect("the folder is ours");
+        let path = file.display().to_string();
+        let config = load(&[("APP__DATABASE__URL_FILE", &path)]).expect("it is valid");
+        assert_eq!(config.database.url.reveal(), "postgres://file@db/shop");
+        assert_eq!(config.database.url_file, Some(file));
+        assert_eq!(load(&[]).expect("it is valid").database.url_file, None);
+        let env = [("DATABASE_URL_FILE", path.as_str()), ("APP__DATABASE__URL", "postgres://other@db/shop")];
+        let env = env.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let config = Config::from_env(env.into_iter()).expect("it is valid");
+        assert_eq!(config.database.url_file, None, "the more specific one wins, and is no file");
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod values;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -142,14 +143,23 @@ pub struct Readiness {
 pub struct Database {
     /// `postgres://user:password@host/database`.
     pub url: DatabaseUrl,
+    /// The file that the URL came from, which is followed.
+    #[serde(skip)]
+    pub url_file: Option<PathBuf>,
     /// Connections of the pool.
     pub max_connections: u32,
+    /// Requests that may wait for one of them at once.
+    pub max_waiting: usize,
     /// Waiting for one of them.
     #[serde(with = "duration")]
     pub acquire_timeout: Duration,
     /// For a statement, enforced by the server.
     #[serde(with = "duration")]
     pub statement_timeout: Duration,
+    /// Prepared statements that a connection keeps.
+    pub statement_cache: usize,
+    /// Whether the timeouts are sent when a connection is opened.
+    pub startup_options: bool,
     /// Whether to apply migrations before serving.
     pub migrate_on_start: bool,
 }
@@ -299,6 +309,8 @@ impl Database {
             check.fault("database.url", self.url.to_string(), "postgres://user:password@host/database".to_owned());
         }
         check.number("database.max_connections", self.max_connections as usize, 1..=10_000);
+        check.number("database.max_waiting", self.max_waiting, 1..=1_000_000);
+        check.number("database.statement_cache", self.statement_cache, 0..=10_000);
         check.duration("database.acquire_timeout", self.acquire_timeout, PATIENCE);
         check.duration("database.statement_timeout", self.statement_timeout, PATIENCE);
     }

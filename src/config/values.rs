@@ -1,7 +1,9 @@
 //! How values are written: choices, durations, limits, and a URL that keeps its password to itself.
 
 use std::fmt::{self, Display};
+use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::str::FromStr;
 
 use bytesize::ByteSize;
@@ -17,7 +19,16 @@ impl DatabaseUrl {
         &self.0
     }
 
-    pub(super) fn is_well_formed(&self) -> bool {
+    /// What a mounted file holds.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn from_file(file: &Path) -> io::Result<Self> {
+        Ok(Self(std::fs::read_to_string(file)?.trim_end_matches(['\r', '\n']).to_owned()))
+    }
+
+    /// Whether it is a URL of PostgreSQL's.
+    pub fn is_well_formed(&self) -> bool {
         let scheme = self.0.split_once("://").map(|(scheme, _)| scheme);
         matches!(scheme, Some("postgres" | "postgresql")) && sqlx::postgres::PgConnectOptions::from_str(&self.0).is_ok()
     }

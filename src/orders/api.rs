@@ -91,7 +91,7 @@ pub(super) async fn create(
     new.check()?;
     if let Some(key) = &key {
         // before the catalogue is asked: it may be away, or the price another by now
-        let first = orders.postgres.run(|connection| by_key(connection, key.clone()).boxed()).await?;
+        let first = orders.postgres.read(|connection| by_key(connection, key.clone()).boxed()).await?;
         if let Some(first) = first {
             return replay(&new, first);
         }
@@ -119,7 +119,7 @@ pub(super) async fn create(
         }
         (false, Some(key)) => {
             // lost a race against the same key
-            let first = orders.postgres.run(|connection| by_key(connection, key.clone()).boxed()).await?;
+            let first = orders.postgres.read(|connection| by_key(connection, key.clone()).boxed()).await?;
             replay(&new, first.ok_or_else(|| Problem::unavailable("the order is being made; try again"))?)
         }
         (false, None) => Err(Problem::internal()),
@@ -185,7 +185,7 @@ async fn by_key(connection: &mut PgConnection, key: String) -> Result<Option<Ord
     )
 )]
 pub(super) async fn get(State(orders): State<Orders>, Path(id): Path<Uuid>) -> Result<Json<Order>, Problem> {
-    let order = orders.postgres.run(|connection| by_id(connection, id).boxed()).await?;
+    let order = orders.postgres.read(|connection| by_id(connection, id).boxed()).await?;
     order.map(Json).ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "there is no such order"))
 }
 
@@ -225,7 +225,7 @@ pub(super) async fn list(State(orders): State<Orders>, Query(page): Query<Page>)
         return Err(Problem::field("limit", "allowed is 1 to 100"));
     }
     let after = page.after.unwrap_or(Uuid::nil());
-    let found = orders.postgres.run(|connection| after_id(connection, after, limit).boxed()).await?;
+    let found = orders.postgres.read(|connection| after_id(connection, after, limit).boxed()).await?;
     let next = found.last().filter(|_| found.len() as i64 == limit);
     let next = next.map(|last| [(LINK, format!("</v1/orders?after={}&limit={limit}>; rel=\"next\"", last.id))]);
     Ok((next, Json(found)).into_response())

@@ -61,7 +61,7 @@ pub(super) struct Feed {
 impl Feed {
     pub(super) fn new(postgres: &Postgres) -> Self {
         Self {
-            postgres: postgres.clone(),
+            postgres: postgres.in_background(),
             events: broadcast::Sender::new(BEHIND),
             last: Arc::default(),
             woken: Arc::default(),
@@ -110,11 +110,11 @@ impl Feed {
     }
 
     async fn newest(&self) -> Result<i64, Error> {
-        self.postgres.run(|connection| newest(connection).boxed()).await
+        self.postgres.read(|connection| newest(connection).boxed()).await
     }
 
     async fn page(&self, after: i64) -> Result<Vec<Event>, Error> {
-        self.postgres.run(move |connection| after_id(connection, after).boxed()).await
+        self.postgres.read(move |connection| after_id(connection, after).boxed()).await
     }
 
     /// Every event after that one, or from now on.

@@ -36,10 +36,11 @@ pub(super) fn start(orders: &Orders, config: &Config, workers: &Workers) {
 }
 
 async fn work(orders: Orders, timeout: Duration, poll_interval: Duration, claim_nothing: CancellationToken) {
+    let postgres = orders.postgres.in_background();
     while !claim_nothing.is_cancelled() {
         let claimed = Arc::new(AtomicBool::new(false));
         let found = tokio::select! {
-            found = orders.postgres.run_for(timeout, |connection| {
+            found = postgres.run_for(timeout, |connection| {
                 settle_one(orders.clone(), timeout, claimed.clone(), connection).boxed()
             }) => found,
             () = may_leave(&claim_nothing, &claimed) => return,

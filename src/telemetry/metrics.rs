@@ -132,6 +132,10 @@ fn describe() {
     gauge!("readiness_check_passing", "1 while the check passes.");
     gauge!("db_client_connections", "Connections of the pool.");
     gauge!("db_client_connections_max", "Connections the pool may have.");
+    gauge!("db_client_connections_waiting", "Callers that wait for a connection of the pool.");
+    histogram!("db_client_connection_wait_duration_seconds", "How long a caller waited, if no connection was free.");
+    counter!("db_client_connections_refused_total", "Callers that got no connection, by why.");
+    counter!("db_client_connections_opened_total", "Connections that the pool has opened.");
     counter!("log_lines_dropped_total", "Log lines lost, by why.");
     counter!("worker_restarts_total", "Workers and background tasks that panicked or ended, and were started again.");
     counter!("worker_jobs_total", "Jobs, by how they ended.");

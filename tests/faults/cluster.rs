@@ -130,7 +130,7 @@ impl Cluster {
         let port = self.port.to_string();
         eventually("PostgreSQL starts", s(30), async || {
             let mut command = self.program("postgres");
-            command.args(["-D", "data", "-h", "127.0.0.1", "-k", "", "-p", &port, "-c", "max_connections=100"]);
+            command.args(["-D", "data", "-h", "127.0.0.1,::1", "-k", "", "-p", &port, "-c", "max_connections=100"]);
             // a killed process leaves what it wrote to the kernel: only a power cut needs more
             command.args(["-c", "fsync=off"]);
             if self.encrypted {

@@ -129,6 +129,8 @@ async fn what_is_the_databases_fault_is_503_its_reason_is_logged_and_nothing_of_
         ("58030", "io error"),
         ("28P01", "wrong password"),
         ("25006", "read-only"),
+        ("3D000", "no such database"),
+        ("55P03", "lock not available"),
     ];
     for (told, (code, what)) in faults.into_iter().enumerate() {
         writes_fail(&world, code, 1).await;

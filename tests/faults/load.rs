@@ -69,6 +69,15 @@ impl Load {
         assert!(counts.contains_key(&503), "nobody noticed: {counts:?}");
     }
 
+    /// Checks that everything asked since then went well.
+    pub(crate) fn went_well(&self, since: Instant) {
+        let answers = self.since(since);
+        assert!(answers.len() > 20, "hardly anything was asked: {answers:?}");
+        for answer in answers {
+            assert!(matches!(answer.status, 200 | 201), "{answer:?}");
+        }
+    }
+
     /// Ends them, and returns how many orders were accepted.
     pub(crate) async fn stop(self) -> usize {
         self.stop.store(true, Ordering::Relaxed);

@@ -11,45 +11,56 @@ use crate::{
     support::{Catalog, Launch, Output, Process, free_address},
 };
 
-/// From 1.21 on it knows prepared statements, which every query is.
-fn is_there() -> bool {
-    let version = Command::new("pgbouncer").arg("--version").output().ok();
-    let version = version.and_then(|output| String::from_utf8(output.stdout).ok()).unwrap_or_default();
-    let number = version.split_whitespace().nth(1).unwrap_or_default();
+/// A running PgBouncer in transaction mode, before a cluster; `None`, and a line that says so, if there is none of this
+/// version or later.
+fn pooler(cluster: &Cluster, version: (u32, u32), settings: &str) -> Option<(Process, u16)> {
+    let output = Command::new("pgbouncer").arg("--version").output().ok();
+    let output = output.and_then(|output| String::from_utf8(output.stdout).ok()).unwrap_or_default();
+    let number = output.split_whitespace().nth(1).unwrap_or_default();
     let mut parts = number.split('.').map(|part| part.parse::<u32>().unwrap_or_default());
-    let is_new_enough = (parts.next(), parts.next()) >= (Some(1), Some(21));
-    if !is_new_enough {
-        eprintln!("skipped: PgBouncer 1.21 or later is not on this machine");
+    if (parts.next(), parts.next()) < (Some(version.0), Some(version.1)) {
+        eprintln!("skipped: PgBouncer {}.{} or later is not on this machine", version.0, version.1);
+        return None;
     }
-    is_new_enough
-}
-
-#[tokio::test]
-async fn by_way_of_a_pooler_in_transaction_mode_it_serves() {
-    if !is_there() {
-        return;
-    }
-    let Some(cluster) = Cluster::start().await else { return };
-    let catalog = Catalog::start().await;
     let port = free_address().port();
-    // as README.md says
     let settings = format!(
-        "[databases]\n* = host=127.0.0.1 port={} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
-         unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 4\n\
-         ignore_startup_parameters = extra_float_digits, options\n",
+        "[databases]\n* = host=127.0.0.1 port={} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+         listen_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 4\n\
+         {settings}\n",
         cluster.address().1
     );
     fs::write(cluster.folder().join("pgbouncer.ini"), settings).expect("the folder is ours");
     let mut command = cluster.command("pgbouncer");
     command.arg("pgbouncer.ini");
-    let _pooler = Process::spawn("PgBouncer", command, Output::Collected);
+    Some((Process::spawn("PgBouncer", command, Output::Collected), port))
+}
+
+/// Orders by more connections of the service's than the pooler has to the server.
+async fn it_serves(port: u16, settings: &[(&str, &str)]) {
+    let catalog = Catalog::start().await;
     let launch = Launch::new().set("database.url", Cluster::url_at(port)).set("catalog.endpoint", catalog.endpoint());
     let launch = launch.set("catalog.timeout", "9s").set("database.acquire_timeout", "9s");
+    let launch = settings.iter().fold(launch, |launch, (key, value)| launch.set(key, value));
     let service = launch.set("worker.poll_interval", "100ms").ready().await;
-    // by more connections of the service's than the pooler has to the server
     let placed = join_all((0..50).map(|_| order(&service, "SKU-1"))).await;
     for id in placed {
         becomes(&service, &id, "confirmed").await;
     }
     assert_eq!(service.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn by_way_of_a_pooler_in_transaction_mode_it_serves() {
+    let Some(cluster) = Cluster::start().await else { return };
+    // as README.md says
+    let settings = "ignore_startup_parameters = options";
+    let Some((_pooler, port)) = pooler(&cluster, (1, 21), settings) else { return };
+    it_serves(port, &[]).await;
+}
+
+#[tokio::test]
+async fn by_way_of_a_pooler_without_options_or_statements_it_serves() {
+    let Some(cluster) = Cluster::start().await else { return };
+    let Some((_pooler, port)) = pooler(&cluster, (1, 0), "") else { return };
+    it_serves(port, &[("database.startup_options", "false"), ("database.statement_cache", "0")]).await;
 }

@@ -109,6 +109,41 @@ async fn a_stop_in_the_middle_leaves_nothing_half_applied() {
     assert_eq!(again.code, Some(0), "{again:#?}");
 }
 
+#[tokio::test]
+async fn a_schema_newer_than_the_build_is_left_alone() {
+    let database = Database::migrated().await;
+    database
+        .execute(
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+             VALUES (99991231235959, 'a later build', true, '', 0)",
+        )
+        .await;
+    let before = tables(&database).await;
+    let older = migrate(database.url()).run().await;
+    assert_eq!(older.code, Some(0), "{older:#?}");
+    assert!(older.stdout.contains("the schema is newer than this build"), "{older:#?}");
+    assert_eq!(tables(&database).await, before);
+}
+
+#[tokio::test]
+async fn a_migration_that_gets_no_lock_lets_others_pass() {
+    if !Database::has_migrations() {
+        return println!("skipped: there are no migrations");
+    }
+    let database = Database::empty().await;
+    let held = hold(&database).await;
+    let migration = migrate(database.url()).spawn();
+    for _ in 0..2 {
+        eventually("it waits for a lock", s(10), async || self::held(&database).await == 1).await;
+        eventually("it gives way", s(5), async || self::held(&database).await == 0).await;
+    }
+    let warned = migration.logged("the migration waits for a lock that others hold");
+    assert!(!warned.is_empty());
+    drop(held);
+    assert_eq!(migration.exit(s(10)).await.code, Some(0));
+    assert!(tables(&database).await > 0);
+}
+
 async fn stop(migration: &crate::support::Service, signal: Signal) -> Option<i32> {
     let asked = std::time::Instant::now();
     migration.signal(signal);
