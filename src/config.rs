@@ -37,7 +37,9 @@ pub struct Config {
     pub readiness: Readiness,
     pub database: Database,
     pub catalog: Catalog,
+    pub products: Products,
     pub worker: Worker,
+    pub retention: Retention,
     pub telemetry: Telemetry,
 }
 
@@ -166,9 +168,22 @@ pub struct Catalog {
     /// For a call, its retries included.
     #[serde(with = "duration")]
     pub timeout: Duration,
-    /// Between two readings of the whole catalogue.
+    /// Between two readings of the whole catalog.
     #[serde(with = "duration")]
     pub refresh_interval: Duration,
+}
+
+/// What one reading of the whole catalog may take.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub struct Products {
+    /// From its first byte to its last.
+    #[serde(with = "duration")]
+    pub timeout: Duration,
+    /// Products.
+    pub max_count: usize,
+    /// All products together.
+    #[serde(deserialize_with = "size")]
+    pub max_size: ByteSize,
 }
 
 /// Background jobs.
@@ -179,6 +194,17 @@ pub struct Worker {
     /// Between two looks for work when there was none.
     #[serde(with = "duration")]
     pub poll_interval: Duration,
+}
+
+/// How long things are kept.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub struct Retention {
+    /// Events: a client that was away for longer is told so.
+    #[serde(with = "limit")]
+    pub events: Option<humantime::Duration>,
+    /// Idempotency keys: a request that is repeated later is a new one.
+    #[serde(with = "limit")]
+    pub idempotency_keys: Option<humantime::Duration>,
 }
 
 /// Logs; traces follow OpenTelemetry's own `OTEL_*` variables and the log's level `RUST_LOG`.
@@ -233,6 +259,10 @@ impl Config {
         self.catalog.check(&mut check);
         check.number("worker.concurrency", self.worker.concurrency, 1..=1000);
         check.duration("worker.poll_interval", self.worker.poll_interval, MOMENT);
+        check.duration("products.timeout", self.products.timeout, PATIENCE);
+        check.number("products.max_count", self.products.max_count, 1..=100_000_000);
+        check.size("products.max_size", self.products.max_size, ByteSize::b(1)..=ByteSize::gib(64));
+        self.retention.check(&mut check);
     }
 }
 
@@ -335,6 +365,17 @@ impl Catalog {
         check.duration("catalog.connect_timeout", self.connect_timeout, PATIENCE);
         check.duration("catalog.timeout", self.timeout, PATIENCE);
         check.duration("catalog.refresh_interval", self.refresh_interval, Duration::from_millis(10)..=*MOMENT.end());
+    }
+}
+
+impl Retention {
+    fn check(&self, check: &mut Check<'_>) {
+        let allowed = Duration::from_secs(1)..=Duration::from_secs(100 * 365 * 24 * 3600);
+        for (setting, age) in [("events", self.events), ("idempotency_keys", self.idempotency_keys)] {
+            if let Some(age) = age {
+                check.duration(&format!("retention.{setting}"), *age, allowed.clone());
+            }
+        }
     }
 }
 

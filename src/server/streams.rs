@@ -3,16 +3,22 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::body::Body;
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade, close_code};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::lifecycle::Guard;
 
-/// Tells a client how soon to come back when its stream ends: at once, which at a stop is to another replica.
+/// Tells a client how soon to come back when its stream ends: soon, which at a stop is to another replica.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// Milliseconds over which the clients of a stream that ends are spread.
+const RETRY_SPREAD: u64 = 400;
 
 /// Keeps proxies from taking a quiet stream for a dead one, and finds the peers that are.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -30,12 +36,20 @@ pub struct Drain {
     pub(super) cut: CancellationToken,
 }
 
-/// Answers with a stream of events until it ends or the server drains.
-pub fn sse(drain: &Drain, events: impl Stream<Item = Event> + Send + 'static) -> Response {
-    let retry = stream::once(async { Event::default().retry(RETRY) });
-    let draining = drain.draining.clone();
-    let events = retry.chain(events).take_until(draining.cancelled_owned()).map(Ok::<_, Infallible>);
-    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+/// Answers with a stream of events, each a block that is ready to send, until it ends or the server drains.
+pub fn sse(drain: &Drain, blocks: impl Stream<Item = Bytes> + Send + 'static) -> Response {
+    // the low bits of an id are random: whoever is cut off together does not come back together
+    let spread = Duration::from_millis(Uuid::now_v7().as_u128() as u64 % RETRY_SPREAD);
+    let retry = Bytes::from(format!("retry: {}\n\n", (RETRY + spread).as_millis()));
+    let quiet = stream::unfold(Box::pin(blocks), async |mut blocks| {
+        match tokio::time::timeout(KEEP_ALIVE, blocks.next()).await {
+            Ok(block) => block.map(|block| (block, blocks)),
+            Err(_) => Some((Bytes::from_static(b":\n\n"), blocks)),
+        }
+    });
+    let blocks = stream::iter([retry]).chain(quiet).take_until(drain.draining.clone().cancelled_owned());
+    let headers = [(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-cache")];
+    (headers, Body::from_stream(blocks.map(Ok::<_, Infallible>))).into_response()
 }
 
 /// Answers with a WebSocket on which `messages` are sent until they end, the peer closes, or the server drains: then
@@ -45,7 +59,7 @@ pub fn websocket(
     upgrade: WebSocketUpgrade,
     drain: &Drain,
     guard: Guard,
-    messages: impl Stream<Item = String> + Send + 'static,
+    messages: impl Stream<Item = Utf8Bytes> + Send + 'static,
 ) -> Response {
     let drain = drain.clone();
     upgrade.max_message_size(MAX_MESSAGE).max_frame_size(MAX_MESSAGE).on_upgrade(async move |socket| {
@@ -54,7 +68,7 @@ pub fn websocket(
     })
 }
 
-async fn converse(mut socket: WebSocket, draining: &CancellationToken, messages: impl Stream<Item = String>) {
+async fn converse(mut socket: WebSocket, draining: &CancellationToken, messages: impl Stream<Item = Utf8Bytes>) {
     let mut messages = std::pin::pin!(messages);
     let mut pings = tokio::time::interval(KEEP_ALIVE);
     let (code, reason) = loop {
@@ -69,7 +83,7 @@ async fn converse(mut socket: WebSocket, draining: &CancellationToken, messages:
                 Some(Err(_)) | None => return,
             },
             message = messages.next() => match message {
-                Some(text) => Message::Text(text.into()),
+                Some(text) => Message::Text(text),
                 None => break (close_code::AGAIN, "the feed has ended: connect again"),
             },
             _ = pings.tick() => Message::Ping(bytes::Bytes::new()),

@@ -1,0 +1,102 @@
+//! Retention: events and idempotency keys go after a while, in small batches, by one replica at a time.
+//!
+//! Each batch is one statement that reads one page and locks only rows that no request writes any more. A stop drops the
+//! statement in the middle.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use sqlx::PgConnection;
+use sqlx::postgres::types::PgInterval;
+use uuid::Uuid;
+
+use super::Orders;
+use crate::config;
+use crate::lifecycle::Lifecycle;
+use crate::postgres::Error;
+
+/// Between two looks for what is old.
+const INTERVAL: Duration = Duration::from_secs(60);
+
+/// Between two batches if there is more, so that requests come first.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Rows that one statement looks at.
+const BATCH: i64 = 1000;
+
+/// Starts what the settings ask for.
+pub(super) fn start(orders: &Arc<Orders>, settings: &config::Retention, lifecycle: &Lifecycle) {
+    if let Some(age) = settings.events {
+        lifecycle.background(forget_events(Arc::clone(orders), interval(*age)));
+    }
+    if let Some(age) = settings.idempotency_keys {
+        lifecycle.background(forget_keys(Arc::clone(orders), interval(*age)));
+    }
+}
+
+fn interval(age: Duration) -> PgInterval {
+    // only what is below a microsecond cannot be told PostgreSQL, and the settings have a lower bound
+    PgInterval { months: 0, days: 0, microseconds: i64::try_from(age.as_micros()).unwrap_or(i64::MAX) }
+}
+
+async fn forget_events(orders: Arc<Orders>, age: PgInterval) {
+    loop {
+        let removed = orders.postgres.run(|connection| remove_events(connection, age).boxed()).await;
+        pause("events", removed, |removed| *removed == BATCH as u64).await;
+    }
+}
+
+/// Goes through all orders once, in the order of their ids, and then waits where the young ones begin.
+async fn forget_keys(orders: Arc<Orders>, age: PgInterval) {
+    let mut after = Uuid::nil();
+    loop {
+        let page = orders.postgres.run(|connection| remove_keys(connection, after, age).boxed()).await;
+        if let Ok(Some(last)) = &page {
+            after = *last;
+        }
+        pause("idempotency keys", page, Option::is_some).await;
+    }
+}
+
+async fn pause<T>(of: &str, batch: Result<T, Error>, more: impl Fn(&T) -> bool) {
+    let more = batch.as_ref().is_ok_and(more);
+    if let Err(error) = batch {
+        tracing::warn!(%error, of, "cannot remove what is old");
+    }
+    tokio::time::sleep(if more { PAUSE } else { INTERVAL }).await;
+}
+
+/// Removes old events among the first ones; the newest stays, because it says where a stream begins. How many.
+async fn remove_events(connection: &mut PgConnection, age: PgInterval) -> Result<u64, sqlx::Error> {
+    let removed = sqlx::query!(
+        "WITH turn AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(hashtext('order retention')) AS ours),
+              page AS MATERIALIZED (SELECT id, at FROM order_events ORDER BY id LIMIT $2)
+         DELETE FROM order_events USING page, turn
+         WHERE order_events.id = page.id AND turn.ours AND page.at < now() - $1::interval
+           AND page.id < (SELECT max(id) FROM order_events)",
+        age,
+        BATCH
+    );
+    Ok(removed.execute(connection).await?.rows_affected())
+}
+
+/// Takes the keys from the next page of orders. The page's end, if all of the page is old and there is more.
+async fn remove_keys(connection: &mut PgConnection, after: Uuid, age: PgInterval) -> Result<Option<Uuid>, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"WITH page AS MATERIALIZED (
+               SELECT id, created_at < now() - $2::interval AS old FROM orders WHERE id > $1 ORDER BY id LIMIT $3
+           ), turn AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(hashtext('order retention')) AS ours),
+           keyed AS (
+               UPDATE orders SET idempotency_key = NULL FROM page, turn
+               WHERE orders.id = page.id AND page.old AND turn.ours AND idempotency_key IS NOT NULL
+           )
+           SELECT max(page.id::text)::uuid AS last FROM page, turn HAVING count(*) = $3 AND bool_and(page.old AND turn.ours)"#,
+        after,
+        age,
+        BATCH
+    )
+    .fetch_optional(connection)
+    .await
+    .map(Option::flatten)
+}
