@@ -33,10 +33,9 @@ ALTER TABLE order_events ADD COLUMN at timestamptz NOT NULL DEFAULT now();
 CREATE FUNCTION order_events_number() RETURNS bigint LANGUAGE plpgsql AS $$
 BEGIN
     IF EXISTS (SELECT FROM order_outbox) AND pg_try_advisory_xact_lock('order_events'::regclass::bigint) THEN
-        WITH due AS MATERIALIZED (
-            SELECT seq FROM order_outbox ORDER BY seq LIMIT 1000
-        ), taken AS (
-            DELETE FROM order_outbox USING due WHERE order_outbox.seq = due.seq RETURNING order_outbox.*
+        WITH taken AS (
+            DELETE FROM order_outbox WHERE seq = ANY (ARRAY(SELECT seq FROM order_outbox ORDER BY seq LIMIT 1000))
+            RETURNING *
         )
         INSERT INTO order_events (id, order_id, status)
         SELECT nextval('order_events_id'), order_id, status FROM (SELECT * FROM taken ORDER BY seq) AS ordered

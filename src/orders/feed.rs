@@ -43,8 +43,6 @@ const PACE: Duration = Duration::from_millis(10);
 /// After a reading that failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-const PAGE: i64 = 100;
-
 /// Events that a stream may be behind the follower before it reads the table again.
 const BEHIND: usize = 256;
 
@@ -292,9 +290,8 @@ async fn after_id(connection: &mut PgConnection, after: i64) -> Result<Vec<Event
     let rows = sqlx::query!(
         r#"SELECT events.id AS event_id, events.status AS "status: Status", orders.id, sku, quantity, total_cents, created_at
            FROM order_events events JOIN orders ON orders.id = events.order_id
-           WHERE events.id > $1 ORDER BY events.id LIMIT $2"#,
-        after,
-        PAGE
+           WHERE events.id > $1 ORDER BY events.id LIMIT 100"#,
+        after
     );
     let rows = rows.fetch_all(connection).await?;
     let events = rows.into_iter().map(|row| {

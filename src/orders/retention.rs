@@ -22,8 +22,8 @@ const INTERVAL: Duration = Duration::from_secs(60);
 /// Between two batches if there is more, so that requests come first.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Rows that one statement looks at.
-const BATCH: i64 = 1000;
+/// Rows that one statement looks at; the same number stands in each.
+const BATCH: u64 = 1000;
 
 /// Starts what the settings ask for.
 pub(super) fn start(orders: &Arc<Orders>, settings: &config::Retention, lifecycle: &Lifecycle) {
@@ -43,7 +43,7 @@ fn interval(age: Duration) -> PgInterval {
 async fn forget_events(orders: Arc<Orders>, age: PgInterval) {
     loop {
         let removed = orders.postgres.run(|connection| remove_events(connection, age).boxed()).await;
-        pause("events", removed, |removed| *removed == BATCH as u64).await;
+        pause("events", removed, |removed| *removed == BATCH).await;
     }
 }
 
@@ -70,13 +70,12 @@ async fn pause<T>(of: &str, batch: Result<T, Error>, more: impl Fn(&T) -> bool) 
 /// Removes old events among the first ones; the newest stays, because it says where a stream begins. How many.
 async fn remove_events(connection: &mut PgConnection, age: PgInterval) -> Result<u64, sqlx::Error> {
     let removed = sqlx::query!(
-        "WITH turn AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(hashtext('order retention')) AS ours),
-              page AS MATERIALIZED (SELECT id, at FROM order_events ORDER BY id LIMIT $2)
-         DELETE FROM order_events USING page, turn
-         WHERE order_events.id = page.id AND turn.ours AND page.at < now() - $1::interval
-           AND page.id < (SELECT max(id) FROM order_events)",
-        age,
-        BATCH
+        "DELETE FROM order_events WHERE id = ANY (ARRAY(
+             SELECT id FROM (SELECT id, at FROM order_events ORDER BY id LIMIT 1000) AS page
+             WHERE at < now() - $1::interval AND id < (SELECT max(id) FROM order_events)
+               AND (SELECT pg_try_advisory_xact_lock(hashtext('order retention')))
+         ))",
+        age
     );
     Ok(removed.execute(connection).await?.rows_affected())
 }
@@ -85,16 +84,16 @@ async fn remove_events(connection: &mut PgConnection, age: PgInterval) -> Result
 async fn remove_keys(connection: &mut PgConnection, after: Uuid, age: PgInterval) -> Result<Option<Uuid>, sqlx::Error> {
     sqlx::query_scalar!(
         r#"WITH page AS MATERIALIZED (
-               SELECT id, created_at < now() - $2::interval AS old FROM orders WHERE id > $1 ORDER BY id LIMIT $3
-           ), turn AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(hashtext('order retention')) AS ours),
-           keyed AS (
-               UPDATE orders SET idempotency_key = NULL FROM page, turn
-               WHERE orders.id = page.id AND page.old AND turn.ours AND idempotency_key IS NOT NULL
+               SELECT id, created_at < now() - $2::interval
+                          AND (SELECT pg_try_advisory_xact_lock(hashtext('order retention'))) AS old
+               FROM orders WHERE id > $1 ORDER BY id LIMIT 1000
+           ), keyed AS (
+               UPDATE orders SET idempotency_key = NULL
+               WHERE id = ANY (ARRAY(SELECT id FROM page WHERE old)) AND idempotency_key IS NOT NULL
            )
-           SELECT max(page.id::text)::uuid AS last FROM page, turn HAVING count(*) = $3 AND bool_and(page.old AND turn.ours)"#,
+           SELECT max(id::text)::uuid AS last FROM page HAVING count(*) = 1000 AND bool_and(old)"#,
         after,
-        age,
-        BATCH
+        age
     )
     .fetch_optional(connection)
     .await

@@ -210,12 +210,10 @@ async fn claim(connection: &mut PgConnection, oldest: i64, newest: i64) -> Resul
          ), astray AS MATERIALIZED (
              SELECT id FROM orders WHERE status = 'pending' AND next_attempt_at > now() + interval '1 minute'
              ORDER BY next_attempt_at DESC LIMIT $2 FOR UPDATE SKIP LOCKED
-         ), due AS (
-             SELECT id FROM oldest UNION SELECT id FROM newest UNION SELECT id FROM astray LIMIT $1 + $2
          )
          UPDATE orders SET next_attempt_at = now() + $3 * interval '1 second'
-         FROM due WHERE orders.id = due.id
-         RETURNING orders.id, sku, quantity, attempts, refusals",
+         WHERE id = ANY (ARRAY(SELECT id FROM oldest UNION SELECT id FROM newest UNION SELECT id FROM astray LIMIT $1 + $2))
+         RETURNING id, sku, quantity, attempts, refusals",
         oldest,
         newest,
         LEASE.as_secs_f64()
