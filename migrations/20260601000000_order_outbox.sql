@@ -30,12 +30,18 @@ CREATE TABLE order_outbox (
 ALTER TABLE order_events ADD COLUMN at timestamptz NOT NULL DEFAULT now();
 
 -- Numbers what is committed, at most 1,000 events, unless another session is at it. Returns the newest number.
-CREATE FUNCTION order_events_number() RETURNS bigint LANGUAGE plpgsql AS $$
+--
+-- Rows that are gone are walked over until they can be vacuumed, which a long transaction anywhere prevents, such as a
+-- backup. So a caller that has looked at all rows before says after which `seq` to look, and looks at all now and then.
+CREATE FUNCTION order_events_number(after bigint) RETURNS bigint LANGUAGE plpgsql AS $$
 BEGIN
-    IF EXISTS (SELECT FROM order_outbox) AND pg_try_advisory_xact_lock('order_events'::regclass::bigint) THEN
+    IF pg_try_advisory_xact_lock('order_events'::regclass::bigint)
+        AND EXISTS (SELECT FROM order_outbox WHERE seq > after)
+    THEN
         WITH taken AS (
-            DELETE FROM order_outbox WHERE seq = ANY (ARRAY(SELECT seq FROM order_outbox ORDER BY seq LIMIT 1000))
-            RETURNING *
+            DELETE FROM order_outbox WHERE seq = ANY (ARRAY(
+                SELECT seq FROM order_outbox WHERE seq > after ORDER BY seq LIMIT 1000
+            )) RETURNING *
         )
         INSERT INTO order_events (id, order_id, status)
         SELECT nextval('order_events_id'), order_id, status FROM (SELECT * FROM taken ORDER BY seq) AS ordered
@@ -48,7 +54,7 @@ $$;
 CREATE OR REPLACE FUNCTION order_events_in_commit_order() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock('order_events'::regclass::bigint);
-    PERFORM order_events_number();
+    PERFORM order_events_number(0);
     NEW.id := nextval('order_events_id');
     RETURN NEW;
 END

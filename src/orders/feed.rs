@@ -40,6 +40,9 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two looks, however often the follower is woken: under load a look finds many events.
 const PACE: Duration = Duration::from_millis(10);
 
+/// Between two looks at the whole outbox. The others leave out what was there before the last but one.
+const WHOLE_INTERVAL: Duration = Duration::from_secs(10);
+
 /// After a reading that failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -99,6 +102,8 @@ pub(super) struct Feed {
     /// The last event that was handed out. Set before the first stream begins: were it set after, what came in between
     /// would be in neither that stream's first reading nor in what it is handed.
     last: Arc<OnceCell<AtomicI64>>,
+    /// Up to here the outbox has been looked at.
+    looked: Arc<AtomicI64>,
     woken: Arc<Notify>,
     replays: Arc<Semaphore>,
 }
@@ -114,6 +119,7 @@ impl Feed {
             postgres: postgres.clone(),
             events: broadcast::Sender::new(BEHIND),
             last: Arc::default(),
+            looked: Arc::default(),
             woken: Arc::default(),
             replays: Arc::new(Semaphore::new(REPLAYS)),
         }
@@ -125,11 +131,21 @@ impl Feed {
     }
 
     async fn follow(self) {
+        // the end of the outbox at the last look at all of it
+        let (mut whole, mut end) = (Instant::now(), 0);
         loop {
             let looked = Instant::now();
-            let pause = match self.read_on().await {
-                Ok(()) if self.events.receiver_count() > 0 => POLL_INTERVAL,
-                Ok(()) => IDLE_INTERVAL,
+            if whole.elapsed() > WHOLE_INTERVAL {
+                self.looked.store(0, Ordering::Relaxed);
+            }
+            let read = self.read_on().await;
+            if let (Ok(now), true) = (&read, whole.elapsed() > WHOLE_INTERVAL) {
+                self.looked.store(end, Ordering::Relaxed);
+                (whole, end) = (looked, *now);
+            }
+            let pause = match read {
+                Ok(_) if self.events.receiver_count() > 0 => POLL_INTERVAL,
+                Ok(_) => IDLE_INTERVAL,
                 Err(error) => {
                     tracing::warn!(%error, "cannot read events");
                     RETRY_INTERVAL
@@ -141,10 +157,10 @@ impl Feed {
         }
     }
 
-    /// Numbers what is committed, and hands out what is new.
-    async fn read_on(&self) -> Result<(), Error> {
+    /// Numbers what is committed, and hands out what is new. The end of the outbox.
+    async fn read_on(&self) -> Result<i64, Error> {
         let last = self.last().await?;
-        let newest = self.newest().await?;
+        let (newest, end) = self.newest().await?;
         let mut at = last.load(Ordering::Relaxed);
         if newest < at {
             tracing::warn!(last = at, newest, "the newest event is gone: the database is an older one");
@@ -152,7 +168,7 @@ impl Feed {
         }
         if newest < at || self.events.receiver_count() == 0 {
             last.store(newest, Ordering::Relaxed);
-            return Ok(());
+            return Ok(end);
         }
         while at < newest {
             let page = self.page(at).await?;
@@ -164,16 +180,17 @@ impl Feed {
             at = end;
             last.store(at, Ordering::Relaxed);
         }
-        Ok(())
+        Ok(end)
     }
 
     /// Where the follower is; at first the newest event there is.
     async fn last(&self) -> Result<&AtomicI64, Error> {
-        self.last.get_or_try_init(async || self.newest().await.map(AtomicI64::new)).await
+        self.last.get_or_try_init(async || self.newest().await.map(|(newest, _)| newest.into())).await
     }
 
-    async fn newest(&self) -> Result<i64, Error> {
-        self.postgres.run(|connection| number(connection).boxed()).await
+    async fn newest(&self) -> Result<(i64, i64), Error> {
+        let looked = self.looked.load(Ordering::Relaxed);
+        self.postgres.run(move |connection| number(connection, looked).boxed()).await
     }
 
     async fn page(&self, after: i64) -> Result<Vec<Event>, Error> {
@@ -218,11 +235,14 @@ impl Cursor {
     async fn begin(&mut self) -> Result<Arc<Event>, Error> {
         self.feed.last().await?;
         let _place = self.feed.replays.acquire().await;
-        let (oldest, newest) = self.feed.postgres.run(|connection| bounds(connection).boxed()).await?;
+        let (newest, _) = self.feed.newest().await?;
         let first = match self.wanted {
             None => Event::begins(newest),
-            Some(wanted) if (oldest..=newest).contains(&wanted) => Event::begins(wanted),
-            Some(_) => Event::reset(newest),
+            Some(wanted) => {
+                let oldest = self.feed.postgres.run(|connection| oldest(connection).boxed()).await?;
+                let is_there = (oldest..=newest).contains(&wanted);
+                if is_there { Event::begins(wanted) } else { Event::reset(newest) }
+            }
         };
         self.after = Some(first.id);
         self.behind = first.id < newest;
@@ -273,17 +293,18 @@ impl Cursor {
     }
 }
 
-/// Numbers the events that are committed. The newest number there is.
-async fn number(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar!(r#"SELECT order_events_number() AS "newest!""#).fetch_one(connection).await
+/// Numbers the events that are committed. The newest number there is, and the end of the outbox.
+async fn number(connection: &mut PgConnection, looked: i64) -> Result<(i64, i64), sqlx::Error> {
+    let numbered = sqlx::query!(
+        r#"SELECT order_events_number($1) AS "newest!", last_value AS end FROM order_outbox_seq_seq"#,
+        looked
+    );
+    numbered.fetch_one(connection).await.map(|numbered| (numbered.newest, numbered.end))
 }
 
-/// The positions that a client may come back with: from before the oldest event to the newest.
-async fn bounds(connection: &mut PgConnection) -> Result<(i64, i64), sqlx::Error> {
-    let bounds = sqlx::query!(
-        r#"SELECT order_events_number() AS "newest!", coalesce((SELECT min(id) - 1 FROM order_events), 0) AS "oldest!""#
-    );
-    bounds.fetch_one(connection).await.map(|bounds| (bounds.oldest, bounds.newest))
+/// The position before the oldest event.
+async fn oldest(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar!(r#"SELECT coalesce(min(id) - 1, 0) AS "oldest!" FROM order_events"#).fetch_one(connection).await
 }
 
 async fn after_id(connection: &mut PgConnection, after: i64) -> Result<Vec<Event>, sqlx::Error> {
