@@ -94,23 +94,24 @@ impl Event {
     }
 }
 
-/// The follower, and what it shares with the streams. Cloning shares it.
-#[derive(Debug, Clone)]
+/// What the follower and the streams share.
+#[derive(Debug)]
 pub(super) struct Feed {
     postgres: Postgres,
     events: broadcast::Sender<Arc<Event>>,
     /// The last event that was handed out. Set before the first stream begins: were it set after, what came in between
     /// would be in neither that stream's first reading nor in what it is handed.
-    last: Arc<OnceCell<AtomicI64>>,
+    last: OnceCell<AtomicI64>,
     /// Up to here the outbox has been looked at.
-    looked: Arc<AtomicI64>,
-    woken: Arc<Notify>,
-    replays: Arc<Semaphore>,
+    looked: AtomicI64,
+    woken: Notify,
+    replays: Semaphore,
 }
 
 /// Starts to hand out what is new, for as long as the service serves.
-pub(super) fn start(orders: &Orders, lifecycle: &Lifecycle) {
-    lifecycle.background(orders.feed.clone().follow());
+pub(super) fn start(orders: &Arc<Orders>, lifecycle: &Lifecycle) {
+    let orders = Arc::clone(orders);
+    lifecycle.background(async move { orders.feed.follow().await });
 }
 
 impl Feed {
@@ -118,10 +119,10 @@ impl Feed {
         Self {
             postgres: postgres.clone(),
             events: broadcast::Sender::new(BEHIND),
-            last: Arc::default(),
-            looked: Arc::default(),
-            woken: Arc::default(),
-            replays: Arc::new(Semaphore::new(REPLAYS)),
+            last: OnceCell::new(),
+            looked: AtomicI64::new(0),
+            woken: Notify::new(),
+            replays: Semaphore::new(REPLAYS),
         }
     }
 
@@ -130,22 +131,23 @@ impl Feed {
         self.woken.notify_one();
     }
 
-    async fn follow(self) {
-        // the end of the outbox at the last look at all of it
+    async fn follow(&self) {
+        // when all of the outbox was looked at last, and where it ended then
         let (mut whole, mut end) = (Instant::now(), 0);
         loop {
-            let looked = Instant::now();
-            if whole.elapsed() > WHOLE_INTERVAL {
+            let began = Instant::now();
+            let is_whole = began - whole > WHOLE_INTERVAL;
+            if is_whole {
                 self.looked.store(0, Ordering::Relaxed);
             }
-            let read = self.read_on().await;
-            if let (Ok(now), true) = (&read, whole.elapsed() > WHOLE_INTERVAL) {
-                self.looked.store(end, Ordering::Relaxed);
-                (whole, end) = (looked, *now);
-            }
-            let pause = match read {
-                Ok(_) if self.events.receiver_count() > 0 => POLL_INTERVAL,
-                Ok(_) => IDLE_INTERVAL,
+            let pause = match self.read_on().await {
+                Ok(now) => {
+                    if is_whole {
+                        self.looked.store(end, Ordering::Relaxed);
+                        (whole, end) = (began, now);
+                    }
+                    if self.events.receiver_count() > 0 { POLL_INTERVAL } else { IDLE_INTERVAL }
+                }
                 Err(error) => {
                     tracing::warn!(%error, "cannot read events");
                     RETRY_INTERVAL
@@ -153,7 +155,7 @@ impl Feed {
             };
             // an elapsed time is the usual case: nothing woke the follower
             let _ = tokio::time::timeout(pause, self.woken.notified()).await;
-            tokio::time::sleep_until(looked + PACE).await;
+            tokio::time::sleep_until(began + PACE).await;
         }
     }
 
@@ -196,32 +198,31 @@ impl Feed {
     async fn page(&self, after: i64) -> Result<Vec<Event>, Error> {
         self.postgres.run(move |connection| after_id(connection, after).boxed()).await
     }
+}
 
-    /// Every event after that one, or from now on; first of all, where that is.
-    async fn stream(&self, after: Option<i64>) -> impl Stream<Item = Arc<Event>> + use<> {
-        let mut cursor = Cursor {
-            feed: self.clone(),
-            live: self.events.subscribe(),
-            wanted: after,
-            after: None,
-            page: VecDeque::new(),
-            behind: false,
-        };
-        self.wake();
-        // before the answer's head, so that "now" is when the client asked. While the database is away the stream opens
-        // all the same: a browser never comes back after an error.
-        let begins =
-            cursor.begin().await.inspect_err(|error| tracing::warn!(%error, "a stream waits for the database"));
-        let begins = stream::iter(begins.ok());
-        begins.chain(stream::unfold(cursor, async |mut cursor| cursor.next().await.map(|event| (event, cursor))))
-    }
+/// Every event after that one, or from now on; first of all, where that is.
+async fn stream(orders: &Arc<Orders>, after: Option<i64>) -> impl Stream<Item = Arc<Event>> + use<> {
+    let mut cursor = Cursor {
+        orders: Arc::clone(orders),
+        live: orders.feed.events.subscribe(),
+        wanted: after,
+        after: None,
+        page: VecDeque::new(),
+        behind: false,
+    };
+    orders.feed.wake();
+    // before the answer's head, so that "now" is when the client asked. While the database is away the stream opens all
+    // the same, because a browser never comes back after an error.
+    let begins = cursor.begin().await.inspect_err(|error| tracing::warn!(%error, "a stream waits for the database"));
+    stream::iter(begins.ok())
+        .chain(stream::unfold(cursor, async |mut cursor| cursor.next().await.map(|event| (event, cursor))))
 }
 
 /// Where one stream is.
 struct Cursor {
-    feed: Feed,
+    orders: Arc<Orders>,
     live: broadcast::Receiver<Arc<Event>>,
-    /// The position that the client came with.
+    /// The position to begin at; `None` is now.
     wanted: Option<i64>,
     /// The last event that was handed on. `None` until the table was asked.
     after: Option<i64>,
@@ -233,13 +234,13 @@ struct Cursor {
 impl Cursor {
     /// Finds out where the stream begins.
     async fn begin(&mut self) -> Result<Arc<Event>, Error> {
-        self.feed.last().await?;
-        let _place = self.feed.replays.acquire().await;
-        let (newest, _) = self.feed.newest().await?;
+        self.orders.feed.last().await?;
+        let _place = self.orders.feed.replays.acquire().await;
+        let (newest, _) = self.orders.feed.newest().await?;
         let first = match self.wanted {
             None => Event::begins(newest),
             Some(wanted) => {
-                let oldest = self.feed.postgres.run(|connection| oldest(connection).boxed()).await?;
+                let oldest = self.orders.feed.postgres.run(|connection| oldest(connection).boxed()).await?;
                 let is_there = (oldest..=newest).contains(&wanted);
                 if is_there { Event::begins(wanted) } else { Event::reset(newest) }
             }
@@ -272,15 +273,15 @@ impl Cursor {
                     return Some(event);
                 }
                 Ok(_seen) => {}
-                Err(RecvError::Lagged(_)) => self.behind = true,
+                Err(RecvError::Lagged(_)) => (self.wanted, self.after) = (Some(after), None),
                 Err(RecvError::Closed) => return None,
             }
         }
     }
 
     async fn read(&mut self, after: i64) {
-        let _place = self.feed.replays.acquire().await;
-        match self.feed.page(after).await {
+        let _place = self.orders.feed.replays.acquire().await;
+        match self.orders.feed.page(after).await {
             Ok(page) => {
                 self.behind = !page.is_empty();
                 self.page = page.into();
@@ -344,7 +345,7 @@ pub(super) async fn events(State(orders): State<Arc<Orders>>, headers: HeaderMap
             Some(id.ok_or_else(|| Problem::new(StatusCode::BAD_REQUEST, "Last-Event-ID is not the id of an event"))?)
         }
     };
-    let blocks = orders.feed.stream(after).await.map(|event| event.sse.clone());
+    let blocks = stream(&orders, after).await.map(|event| event.sse.clone());
     Ok(server::sse(&orders.drain, blocks))
 }
 
@@ -372,7 +373,7 @@ pub(super) async fn websocket(
     Query(After { after }): Query<After>,
     upgrade: WebSocketUpgrade,
 ) -> Response {
-    let messages = orders.feed.stream(after).await;
+    let messages = stream(&orders, after).await;
     let messages = messages.map(|event| event.json.clone()).filter(|text| std::future::ready(!text.is_empty()));
     let guard = orders.in_flight.enter(Kind::WebSocket, format!("GET /v1/orders/ws from {peer}"));
     server::websocket(upgrade, &orders.drain, guard, messages)
