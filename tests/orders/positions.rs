@@ -6,7 +6,7 @@ use sqlx::{Connection, PgConnection, Row};
 
 use crate::{
     all_events, becomes, id, order,
-    support::{Proxy, Raw, Service, Sse, WebSocket, World, eventually, ms, s},
+    support::{Database, Proxy, Raw, Service, Sse, WebSocket, World, eventually, ms, s},
     told,
 };
 
@@ -198,4 +198,36 @@ async fn a_writer_that_stops_before_its_commit_holds_up_nobody() {
     assert_eq!(late.json()["sku"], "FROZEN");
     let empty = async || world.database.one::<i64>("SELECT count(*) FROM order_outbox").await == 0;
     eventually("the outbox is empty", s(5), empty).await;
+}
+
+#[tokio::test]
+async fn a_position_outlives_a_dump_and_restore() {
+    let world = World::new().await;
+    let service = world.serve().await;
+    let first = id(&order(&service, "SKU-1", 1).await);
+    let last = all_events(&service).await.until(|event| event.event == "confirmed").await.pop().expect("two").id;
+    service.stop().await;
+    // an event that no replica has numbered yet
+    let left =
+        "WITH placed AS (INSERT INTO orders (id, sku, quantity, total_cents) VALUES (gen_random_uuid(), 'LEFT', 1, 1)
+                    RETURNING id)
+                INSERT INTO order_outbox (order_id, status) SELECT id, 'pending' FROM placed";
+    world.database.execute(left).await;
+
+    let restored = Database::empty().await;
+    // without the parameters that are for sqlx
+    let [from, to] =
+        [world.database.url(), restored.url()].map(|url| url.split('?').next().map(str::to_owned).expect("a URL"));
+    let copy = format!("pg_dump '{from}' | psql --quiet --set ON_ERROR_STOP=1 '{to}'");
+    let copied =
+        std::process::Command::new("bash").args(["-o", "pipefail", "-c", &copy]).output().expect("bash is there");
+    if String::from_utf8_lossy(&copied.stderr).contains("command not found") {
+        return println!("not run: pg_dump or psql is not on this machine");
+    }
+    assert!(copied.status.success(), "{copied:?}");
+    let service = world.service().set("database.url", restored.url()).ready().await;
+    let mut events = open(&service, Some(&last)).await;
+    let pending = events.next().await.expect("an event");
+    assert_eq!((pending.event.as_str(), &pending.json()["sku"]), ("pending", &"LEFT".into()), "nothing twice: {first}");
+    events.until(|event| event.event == "rejected").await;
 }
