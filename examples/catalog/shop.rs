@@ -7,6 +7,7 @@
 //! | `SLOW-RESERVE-<ms>` | the product | later |
 //! | `FAIL-<code>` | that gRPC code, by name (`UNAVAILABLE`) or number (`14`) | that code |
 //! | `FAIL-RESERVE-<code>` | the product | that code |
+//! | `ODD-<any>` | the product | not accepted, with a reason of 10,000 characters, a NUL among them |
 //! | anything else | `NOT_FOUND` | not accepted: `unknown sku` |
 //!
 //! `FAIL-…<code>-<times>` fails so many times (counted by sku in `GetProduct`, by order in `Reserve`), then works. A
@@ -56,6 +57,7 @@ fn behaviour(sku: &str) -> Option<(Behaviour, Behaviour)> {
     match kind {
         "SLOW" => behaviour.late = Duration::from_millis(rule.parse().ok()?),
         "FAIL" => behaviour.fail = Some(failure(rule)?),
+        "ODD" => return Some((behaviour, behaviour)),
         _ => return None,
     }
     let lookup = if rule == rest { behaviour } else { Behaviour::default() };
@@ -125,7 +127,11 @@ impl Shop {
             Some(_) if order.quantity > STOCK => "out of stock",
             Some(_) => "",
         };
-        let answer = ReserveResponse { accepted: reason.is_empty(), reason: reason.to_owned() };
+        let reason = match order.sku.starts_with("ODD-") {
+            true => format!("out\0of stock{}", "!".repeat(10_000)),
+            false => reason.to_owned(),
+        };
+        let answer = ReserveResponse { accepted: reason.is_empty(), reason };
         let mut reservations = self.reservations.lock().expect("no holder panics");
         reservations.insert(order.order_id.clone(), answer.clone());
         Ok((answer, behaviour.unwrap_or_default().late))

@@ -41,7 +41,9 @@ pub struct Config {
     pub readiness: Readiness,
     pub database: Database,
     pub catalog: Catalog,
+    pub products: Products,
     pub worker: Worker,
+    pub retention: Retention,
     pub telemetry: Telemetry,
 }
 
@@ -180,6 +182,19 @@ pub struct Catalog {
     pub refresh_interval: Duration,
 }
 
+/// What one reading of the whole catalog may take.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub struct Products {
+    /// From its first byte to its last.
+    #[serde(with = "duration")]
+    pub timeout: Duration,
+    /// Products.
+    pub max_count: usize,
+    /// All products together.
+    #[serde(deserialize_with = "size")]
+    pub max_size: ByteSize,
+}
+
 /// Background jobs.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct Worker {
@@ -188,6 +203,17 @@ pub struct Worker {
     /// Between two looks for work when there was none.
     #[serde(with = "duration")]
     pub poll_interval: Duration,
+}
+
+/// How long things are kept.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub struct Retention {
+    /// Events: a client that was away for longer is told so.
+    #[serde(with = "duration_or_off")]
+    pub events: Option<Duration>,
+    /// Idempotency keys: a request that is repeated later is a new one.
+    #[serde(with = "duration_or_off")]
+    pub idempotency_keys: Option<Duration>,
 }
 
 /// Logs; traces follow OpenTelemetry's own `OTEL_*` variables.
@@ -210,6 +236,10 @@ impl Config {
         self.catalog.check(&mut check);
         check.number("worker.concurrency", self.worker.concurrency, 1..=1000);
         check.duration("worker.poll_interval", self.worker.poll_interval, MOMENT);
+        check.duration("products.timeout", self.products.timeout, PATIENCE);
+        check.number("products.max_count", self.products.max_count, 1..=100_000_000);
+        check.size("products.max_size", self.products.max_size, ByteSize::b(1)..=ByteSize::gib(64));
+        self.retention.check(&mut check);
         if self.telemetry.log_filter.parse::<Targets>().is_err() {
             let allowed = "directives such as info or info,service=debug, here or in RUST_LOG";
             check.fault("telemetry.log_filter", self.telemetry.log_filter.clone(), allowed);
@@ -326,6 +356,17 @@ impl Catalog {
         check.duration("catalog.connect_timeout", self.connect_timeout, PATIENCE);
         check.duration("catalog.timeout", self.timeout, PATIENCE);
         check.duration("catalog.refresh_interval", self.refresh_interval, Duration::from_millis(10)..=*MOMENT.end());
+    }
+}
+
+impl Retention {
+    fn check(&self, check: &mut Check<'_>) {
+        let allowed = Duration::from_secs(1)..=Duration::from_secs(100 * 365 * 24 * 3600);
+        for (setting, age) in [("events", self.events), ("idempotency_keys", self.idempotency_keys)] {
+            if let Some(age) = age {
+                check.duration(&format!("retention.{setting}"), age, allowed.clone());
+            }
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Orders: create one, read one, page through them. The SQL stands beside the handler that needs it.
 
+use std::sync::Arc;
+
 use axum::extract::{FromRequestParts, State};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
@@ -7,7 +9,7 @@ use http::StatusCode;
 use http::header::{LINK, LOCATION};
 use http::request::Parts;
 use serde::Deserialize;
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -40,6 +42,19 @@ impl NewOrder {
             return Err(Problem::field("quantity", "allowed is 1 to 1000"));
         }
         Ok(())
+    }
+
+    fn placed_now(&self, total_cents: i64) -> Order {
+        let now = OffsetDateTime::now_utc();
+        Order {
+            id: Uuid::now_v7(),
+            sku: self.sku.clone(),
+            quantity: self.quantity,
+            total_cents,
+            status: Status::Pending,
+            // to the second, which every client can read
+            created_at: now.replace_nanosecond(0).unwrap_or(now),
+        }
     }
 }
 
@@ -79,51 +94,37 @@ impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
         (status = 415, description = "the body is not said to be JSON"),
         (status = 422, description = "a field is wrong, there is no such product, or the key was used for another order"),
         (status = 503, description = "try again after Retry-After seconds, with the same key"),
-        (status = 504, description = "the catalogue is too slow"),
+        (status = 504, description = "the catalog is too slow"),
     )
 )]
 pub(super) async fn create(
-    State(orders): State<Orders>,
+    State(orders): State<Arc<Orders>>,
     deadline: Deadline,
     IdempotencyKey(key): IdempotencyKey,
     Json(new): Json<NewOrder>,
 ) -> Result<Response, Problem> {
     new.check()?;
-    if let Some(key) = &key {
-        // before the catalogue is asked: it may be away, or the price another by now
-        let first = orders.postgres.read(|connection| by_key(connection, key.clone()).boxed()).await?;
-        if let Some(first) = first {
-            return replay(&new, first);
-        }
+    let order = match price(&orders, &new, deadline).await {
+        Ok(total_cents) => new.placed_now(total_cents),
+        // a replay is answered even while the catalog is away
+        Err(problem) => return first_answer(&orders, &new, key).await?.ok_or(problem),
+    };
+    let placed = orders.postgres.run(|connection| insert(connection, order.clone(), key.clone()).boxed()).await?;
+    if placed {
+        orders.feed.wake();
+        orders.arrived.notify_one();
+        return Ok(created(order));
     }
+    let first = first_answer(&orders, &new, key).await?;
+    first.ok_or_else(|| Problem::unavailable("the key's first order has just been removed; try again"))
+}
+
+/// What the order costs, by the catalog of now.
+async fn price(orders: &Orders, new: &NewOrder, deadline: Deadline) -> Result<i64, Problem> {
     let product = orders.catalog.product(&new.sku, deadline.remaining()).await?;
     let product = product.ok_or_else(|| Problem::field("sku", "there is no such product"))?;
     let total_cents = product.price_cents.checked_mul(new.quantity.into()).filter(|total| *total >= 0);
-    let total_cents =
-        total_cents.ok_or_else(|| Problem::new(StatusCode::BAD_GATEWAY, "the catalogue's price cannot be right"))?;
-
-    let order = Order {
-        id: Uuid::now_v7(),
-        sku: new.sku.clone(),
-        quantity: new.quantity,
-        total_cents,
-        status: Status::Pending,
-        created_at: OffsetDateTime::now_utc().replace_nanosecond(0).unwrap_or_else(|_| OffsetDateTime::now_utc()),
-    };
-    let inserted = orders.postgres.run(|connection| insert(connection, order.clone(), key.clone()).boxed()).await?;
-    match (inserted, key) {
-        (true, _) => {
-            orders.feed.wake();
-            orders.arrived.notify_one();
-            Ok(created(order))
-        }
-        (false, Some(key)) => {
-            // lost a race against the same key
-            let first = orders.postgres.read(|connection| by_key(connection, key.clone()).boxed()).await?;
-            replay(&new, first.ok_or_else(|| Problem::unavailable("the order is being made; try again"))?)
-        }
-        (false, None) => Err(Problem::internal()),
-    }
+    total_cents.ok_or_else(|| Problem::new(StatusCode::BAD_GATEWAY, "the catalog's price cannot be right"))
 }
 
 fn created(order: Order) -> Response {
@@ -131,38 +132,36 @@ fn created(order: Order) -> Response {
     (StatusCode::CREATED, [(LOCATION, location)], Json(order)).into_response()
 }
 
-/// The first answer again, which was given when the order was pending.
-fn replay(new: &NewOrder, first: Order) -> Result<Response, Problem> {
-    if new.sku != first.sku || new.quantity != first.quantity {
-        let detail = "this Idempotency-Key was used for another order; use a new one for a new order";
-        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
+/// The answer that the key's first request got, when its order was pending; `None` if the key is new.
+async fn first_answer(orders: &Orders, new: &NewOrder, key: Option<String>) -> Result<Option<Response>, Problem> {
+    let Some(key) = key else { return Ok(None) };
+    let first = orders.postgres.read(|connection| by_key(connection, key.clone()).boxed()).await?;
+    match first {
+        Some(first) if new.sku != first.sku || new.quantity != first.quantity => {
+            let detail = "this Idempotency-Key was used for another order; use a new one for a new order";
+            Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail))
+        }
+        first => Ok(first.map(|first| created(Order { status: Status::Pending, ..first }))),
     }
-    Ok(created(Order { status: Status::Pending, ..first }))
 }
 
-/// Writes the order and its first event, or neither; `false` where the key is taken.
+/// Writes the order and its first event, or neither; `false` if the key is taken. One statement, so one round trip, and
+/// no client that stops in the middle can hold a lock.
 async fn insert(connection: &mut PgConnection, order: Order, key: Option<String>) -> Result<bool, sqlx::Error> {
-    let mut transaction = Connection::begin(connection).await?;
-    let inserted = sqlx::query!(
-        "INSERT INTO orders (id, sku, quantity, total_cents, created_at, idempotency_key) VALUES ($1, $2, $3, $4, $5, $6)
-         ON CONFLICT (idempotency_key) DO NOTHING",
+    let written = sqlx::query!(
+        "WITH placed AS (
+             INSERT INTO orders (id, sku, quantity, total_cents, created_at, idempotency_key)
+             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (idempotency_key) DO NOTHING RETURNING id, status
+         )
+         INSERT INTO order_outbox (order_id, status) SELECT id, status FROM placed",
         order.id,
         order.sku,
         order.quantity,
         order.total_cents,
         order.created_at,
         key
-    )
-    .execute(&mut *transaction)
-    .await?;
-    if inserted.rows_affected() == 0 {
-        return Ok(false);
-    }
-    sqlx::query!("INSERT INTO order_events (order_id, status) VALUES ($1, $2)", order.id, order.status.name())
-        .execute(&mut *transaction)
-        .await?;
-    transaction.commit().await?;
-    Ok(true)
+    );
+    Ok(written.execute(connection).await?.rows_affected() == 1)
 }
 
 async fn by_key(connection: &mut PgConnection, key: String) -> Result<Option<Order>, sqlx::Error> {
@@ -180,11 +179,11 @@ async fn by_key(connection: &mut PgConnection, key: String) -> Result<Option<Ord
     get, path = "/v1/orders/{id}", tag = "orders", params(("id" = Uuid, Path)),
     responses(
         (status = 200, body = Order),
-        (status = 400, description = "it is not an id"),
+        (status = 400, description = "not an id"),
         (status = 404, description = "there is no such order"),
     )
 )]
-pub(super) async fn get(State(orders): State<Orders>, Path(id): Path<Uuid>) -> Result<Json<Order>, Problem> {
+pub(super) async fn get(State(orders): State<Arc<Orders>>, Path(id): Path<Uuid>) -> Result<Json<Order>, Problem> {
     let order = orders.postgres.read(|connection| by_id(connection, id).boxed()).await?;
     order.map(Json).ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "there is no such order"))
 }
@@ -210,7 +209,7 @@ pub(super) struct Page {
     limit: Option<i64>,
 }
 
-/// A page of orders, oldest first. Where there may be more, `Link` names the next page.
+/// A page of orders, oldest first. If there may be more, `Link` names the next page.
 #[utoipa::path(
     get, path = "/v1/orders", tag = "orders", params(Page),
     responses(
@@ -219,7 +218,7 @@ pub(super) struct Page {
         (status = 422, description = "`limit` is out of range"),
     )
 )]
-pub(super) async fn list(State(orders): State<Orders>, Query(page): Query<Page>) -> Result<Response, Problem> {
+pub(super) async fn list(State(orders): State<Arc<Orders>>, Query(page): Query<Page>) -> Result<Response, Problem> {
     let limit = page.limit.unwrap_or(50);
     if !PAGE.contains(&limit) {
         return Err(Problem::field("limit", "allowed is 1 to 100"));

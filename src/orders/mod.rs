@@ -1,5 +1,5 @@
-//! THE EXAMPLE: orders for products of somebody else's catalogue. It uses every part of the service once, and nothing
-//! else knows of it: delete this folder and its lines in `app.rs`, and put yours in their place.
+//! THE EXAMPLE: orders for products of somebody else's catalog. The example uses every part of the service once, and
+//! nothing else knows of it: delete this folder and its lines in `app.rs`, and put yours in their place.
 //!
 //! | file | shows |
 //! |---|---|
@@ -8,6 +8,7 @@
 //! | `products` | a cache that is warm before the service is ready |
 //! | `feed` | events that nobody misses, over SSE and WebSocket |
 //! | `worker` | jobs from a table, done once by whichever replica |
+//! | `retention` | tables that do not grow for ever |
 //! | `catalog` | calls to a gRPC peer |
 
 mod api;
@@ -15,6 +16,7 @@ mod catalog;
 mod feed;
 mod order;
 mod products;
+mod retention;
 mod worker;
 
 use std::sync::Arc;
@@ -31,8 +33,9 @@ use catalog::Catalog;
 use feed::Feed;
 use products::Products;
 
-/// What the handlers and the worker share. Cloning shares it.
-#[derive(Debug, Clone)]
+/// What the handlers and the worker share. Always behind one `Arc`, because axum clones a route's state a dozen times
+/// a request.
+#[derive(Debug)]
 pub struct Orders {
     postgres: Postgres,
     catalog: Catalog,
@@ -40,33 +43,32 @@ pub struct Orders {
     feed: Feed,
     in_flight: InFlight,
     /// An order has come in: the worker need not wait for its next look.
-    arrived: Arc<Notify>,
+    arrived: Notify,
 }
 
 impl Orders {
     /// Ready to be started.
-    pub fn new(postgres: &Postgres, peer: &Peer, in_flight: &InFlight) -> Self {
-        let catalog = Catalog::new(peer);
-        Self {
-            feed: Feed::new(postgres),
-            products: Products::new(&catalog),
-            catalog,
+    pub fn new(postgres: &Postgres, peer: &Peer, in_flight: &InFlight) -> Arc<Self> {
+        Arc::new(Self {
             postgres: postgres.clone(),
+            catalog: Catalog::new(peer),
+            products: Products::default(),
+            feed: Feed::new(postgres),
             in_flight: in_flight.clone(),
-            arrived: Arc::default(),
-        }
+            arrived: Notify::new(),
+        })
     }
 
     /// Starts what runs in the background, and the check that the cache is warm.
-    pub fn start(&self, config: &Config, lifecycle: &Lifecycle, workers: &Workers) {
-        self.products.start(&config.catalog, lifecycle, config.readiness.catalog);
-        let feed = self.feed.clone();
-        lifecycle.background("events", move || feed.clone().follow());
-        worker::start(self, config, workers);
+    pub fn start(self: &Arc<Self>, config: &Config, lifecycle: &Lifecycle, workers: &Workers) {
+        products::start(self, config, lifecycle);
+        feed::start(self, lifecycle);
+        retention::start(self, &config.retention, lifecycle);
+        worker::start(self, &config.worker, workers);
     }
 
     /// The routes and their contract.
-    pub fn api() -> OpenApiRouter<Self> {
+    pub fn api() -> OpenApiRouter<Arc<Self>> {
         OpenApiRouter::new()
             .routes(routes!(products::get))
             .routes(routes!(api::create, api::list))

@@ -21,7 +21,7 @@ pub(super) struct Order {
     pub(super) created_at: OffsetDateTime,
 }
 
-/// What became of it.
+/// What became of an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema, sqlx::Type)]
 #[serde(rename_all = "lowercase")]
 #[sqlx(type_name = "text", rename_all = "lowercase")]
@@ -30,7 +30,7 @@ pub(super) enum Status {
     Pending,
     /// Stock is reserved.
     Confirmed,
-    /// It cannot be had.
+    /// Stock cannot be had.
     Rejected,
 }
 

@@ -1,164 +1,273 @@
 //! The worker: takes pending orders, reserves their stock, and settles them.
 //!
-//! An order is claimed by locking its row (`FOR UPDATE SKIP LOCKED`) in the transaction that also settles it. Whatever
-//! ends the process, the connection or the database in between ends the transaction: the order is pending again, and
-//! the next to claim it asks the catalogue again, which gives the same order the same answer.
+//! One claimer a process hands orders to `worker.concurrency` jobs. A claim is a lease: it sets the order's next attempt
+//! a few seconds ahead, and is renewed while the job runs. So nothing is locked while the catalog is asked, and if the
+//! process is killed or frozen, the order is soon another replica's, which asks the catalog again and gets the same
+//! answer. An order is settled only while it is pending, so it is settled once.
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Orders;
 use super::catalog::Reservation;
 use super::order::Status;
-use crate::config::Config;
+use crate::config;
 use crate::grpc;
 use crate::lifecycle::{Kind, Workers};
+use crate::postgres::Error;
 
-/// Answers of the catalogue that are its refusal, not its absence: so many, and the order is rejected.
+/// Answers of the catalog that are its refusal, not its absence: so many, and the order is rejected.
 const MAX_REFUSALS: i32 = 5;
 
-/// Starts `worker.concurrency` of them, or fewer: while the catalogue is slow each holds a connection, and the last one
-/// of the pool is left to requests.
-pub(super) fn start(orders: &Orders, config: &Config, workers: &Workers) {
-    let leaving_one = config.database.max_connections.saturating_sub(1).max(1);
-    for _ in 0..config.worker.concurrency.min(leaving_one as usize) {
-        let (orders, poll_interval) = (orders.clone(), config.worker.poll_interval);
-        // a job waits for the catalogue in the middle of its transaction
-        let timeout = config.database.statement_timeout + config.catalog.timeout;
-        workers.spawn("orders", move |claim_nothing| work(orders.clone(), timeout, poll_interval, claim_nothing));
-    }
+/// How long an order stays with a replica that is not heard of again.
+const LEASE: Duration = Duration::from_secs(5);
+
+/// The same during a stop, which may end a job at any moment.
+const LEASE_WHILE_STOPPING: Duration = Duration::from_secs(1);
+
+/// Between two renewals of the leases.
+const RENEWAL: Duration = Duration::from_millis(500);
+
+/// Characters of a reason that are kept.
+const MAX_REASON: usize = 500;
+
+/// Starts the claimer.
+pub(super) fn start(orders: &Arc<Orders>, settings: &config::Worker, workers: &Workers) {
+    let (orders, settings) = (Arc::clone(orders), settings.clone());
+    workers.spawn("orders", move |claim_nothing| work(Arc::clone(&orders), settings.clone(), claim_nothing));
 }
 
-async fn work(orders: Orders, timeout: Duration, poll_interval: Duration, claim_nothing: CancellationToken) {
-    let postgres = orders.postgres.in_background();
-    while !claim_nothing.is_cancelled() {
-        let claimed = Arc::new(AtomicBool::new(false));
-        let found = tokio::select! {
-            found = postgres.run_for(timeout, |connection| {
-                settle_one(orders.clone(), timeout, claimed.clone(), connection).boxed()
-            }) => found,
-            () = may_leave(&claim_nothing, &claimed) => return,
-        };
-        let found = found.unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot work on orders");
-            metrics::counter!("worker_jobs_total", "outcome" => "failed").increment(1);
-            Found::Nothing
-        });
-        match found {
-            Found::Order => orders.feed.wake(),
-            Found::Nothing => {
-                let woken = tokio::time::timeout(poll_interval, orders.arrived.notified());
-                claim_nothing.run_until_cancelled(woken).await;
-            }
-        }
-    }
-}
-
-/// Completes when nothing more is to be claimed and nothing is: a job that runs is finished, one that waits for a
-/// connection is not begun.
-async fn may_leave(claim_nothing: &CancellationToken, claimed: &AtomicBool) {
-    claim_nothing.cancelled().await;
-    if claimed.load(Ordering::Relaxed) {
-        std::future::pending().await
-    }
-}
-
-/// Whether there was anything to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Found {
-    Order,
-    Nothing,
-}
-
+#[derive(Debug)]
 struct Job {
     id: Uuid,
     sku: String,
     quantity: i32,
     /// Tries so far.
     attempts: i32,
-    /// Those that the catalogue answered, with a refusal.
+    /// Those that the catalog answered, with a refusal.
     refusals: i32,
 }
 
-async fn settle_one(
-    orders: Orders,
-    timeout: Duration,
-    claimed: Arc<AtomicBool>,
-    connection: &mut PgConnection,
-) -> Result<Found, sqlx::Error> {
-    let mut transaction = Connection::begin(connection).await?;
-    let Some(job) = claim(&mut transaction).await? else {
-        return Ok(Found::Nothing);
-    };
-    claimed.store(true, Ordering::Relaxed);
-    let _guard = orders.in_flight.enter(Kind::Job, format!("order {}", job.id));
-    // the server is to have patience while the catalogue is asked
-    let patience = format!("{}ms", timeout.as_millis());
-    sqlx::query_scalar!("SELECT set_config('idle_in_transaction_session_timeout', $1, true)", patience)
-        .fetch_one(&mut *transaction)
-        .await?;
-    let outcome = match orders.catalog.reserve(job.id, &job.sku, job.quantity).await {
-        Ok(Reservation::Accepted) => settle(&mut transaction, &job, Status::Confirmed, None).await?,
-        Ok(Reservation::Declined(reason)) => settle(&mut transaction, &job, Status::Rejected, Some(&reason)).await?,
-        // nobody was asked: the order is given back as it was
-        Err(grpc::Error::Open) => return Ok(Found::Nothing),
-        Err(error) if error.is_refusal() && job.refusals + 1 >= MAX_REFUSALS => {
-            settle(&mut transaction, &job, Status::Rejected, Some(&error.to_string())).await?
-        }
-        Err(error) => postpone(&mut transaction, &job, &error).await?,
-    };
-    transaction.commit().await?;
-    metrics::counter!("worker_jobs_total", "outcome" => outcome).increment(1);
-    Ok(Found::Order)
+/// How a job ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Done,
+    /// The catalog is away: so it is for the next order.
+    HandedBack,
 }
 
-/// An order nobody else works on. One that is to wait longer than any pause is long was given its time by a clock that
-/// has been set back since.
-async fn claim(connection: &mut PgConnection) -> Result<Option<Job>, sqlx::Error> {
+async fn work(orders: Arc<Orders>, settings: config::Worker, claim_nothing: CancellationToken) {
+    let mut jobs = JoinSet::new();
+    let mut leased = HashMap::new();
+    let mut renewal = tokio::time::interval(RENEWAL);
+    renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut next_look = Instant::now();
+    let mut turn = 0;
+    loop {
+        let stopping = claim_nothing.is_cancelled();
+        let free = if stopping { 0 } else { settings.concurrency - jobs.len() };
+        if stopping && jobs.is_empty() {
+            return;
+        }
+        if free > 0 && next_look <= Instant::now() {
+            turn = 1 - turn;
+            let claimed = orders.claim(free, turn).await;
+            // a full hand means that there is more
+            let pause = if claimed.len() == free { Duration::ZERO } else { settings.poll_interval };
+            next_look = Instant::now() + pause;
+            if claim_nothing.is_cancelled() {
+                orders.lease(claimed.iter().map(|job| job.id).collect(), Duration::ZERO).await;
+                continue;
+            }
+            for job in claimed {
+                let id = job.id;
+                leased.insert(jobs.spawn(run(Arc::clone(&orders), job)).id(), id);
+            }
+            continue;
+        }
+        tokio::select! {
+            Some(ended) = jobs.join_next_with_id() => {
+                if release(ended, &mut leased) == Ended::HandedBack {
+                    next_look = Instant::now() + settings.poll_interval;
+                }
+            }
+            _ = renewal.tick(), if !jobs.is_empty() => {
+                let lease = if stopping { LEASE_WHILE_STOPPING } else { LEASE };
+                orders.lease(leased.values().copied().collect(), lease).await;
+            }
+            () = orders.arrived.notified(), if free > 0 => next_look = Instant::now(),
+            () = tokio::time::sleep_until(next_look), if free > 0 => {}
+            () = claim_nothing.cancelled(), if !stopping => renewal.reset_immediately(),
+        }
+    }
+}
+
+fn release(ended: Result<(Id, Ended), JoinError>, leased: &mut HashMap<Id, Uuid>) -> Ended {
+    let (task, ended) = ended.unwrap_or_else(|error| {
+        // its order is tried again when the lease ends
+        tracing::error!(order = leased.get(&error.id()).map(tracing::field::display), "job panicked");
+        count("panicked");
+        (error.id(), Ended::Done)
+    });
+    leased.remove(&task);
+    ended
+}
+
+fn count(outcome: &'static str) {
+    metrics::counter!("worker_jobs_total", "outcome" => outcome).increment(1);
+}
+
+/// One order, to its end or its next attempt. Whatever goes wrong postpones this order alone.
+async fn run(orders: Arc<Orders>, job: Job) -> Ended {
+    let _guard = orders.in_flight.enter(Kind::Job, format!("order {}", job.id));
+    let settled = match orders.catalog.reserve(job.id, &job.sku, job.quantity).await {
+        Ok(Reservation::Accepted) => orders.settle(&job, Status::Confirmed, None).await,
+        Ok(Reservation::Declined(reason)) => orders.settle(&job, Status::Rejected, Some(fit(&reason))).await,
+        Err(grpc::Error::Open) => {
+            orders.lease(vec![job.id], Duration::ZERO).await;
+            return Ended::HandedBack;
+        }
+        Err(error) if error.is_refusal() && job.refusals + 1 >= MAX_REFUSALS => {
+            orders.settle(&job, Status::Rejected, Some(fit(&error.to_string()))).await
+        }
+        Err(error) => {
+            tracing::warn!(order = %job.id, %error, attempts = job.attempts, "order waits");
+            orders.postpone(&job, error.is_refusal(), "postponed").await;
+            return Ended::Done;
+        }
+    };
+    if let Err(error) = settled {
+        tracing::error!(order = %job.id, %error, attempts = job.attempts, "cannot settle the order: it waits");
+        orders.postpone(&job, false, "failed").await;
+    }
+    Ended::Done
+}
+
+/// Text from outside, as PostgreSQL takes it: without NUL, and not too long.
+fn fit(text: &str) -> String {
+    text.chars().filter(|character| *character != '\0').take(MAX_REASON).collect()
+}
+
+impl Orders {
+    /// Leases orders that are due: one part the oldest, one the newest, so that neither waits for the other.
+    async fn claim(&self, free: usize, turn: usize) -> Vec<Job> {
+        let oldest = (free + turn) / 2;
+        let (oldest, newest) = (oldest as i64, (free - oldest) as i64);
+        let claimed =
+            self.postgres.in_background().run(move |connection| claim(connection, oldest, newest).boxed()).await;
+        claimed.unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot look for orders");
+            count("failed");
+            Vec::new()
+        })
+    }
+
+    /// From now on so long; zero hands the orders back.
+    async fn lease(&self, orders: Vec<Uuid>, lease: Duration) {
+        let leased =
+            self.postgres.in_background().run(|connection| renew(connection, orders.clone(), lease).boxed()).await;
+        if let Err(error) = leased {
+            tracing::warn!(%error, "cannot renew leases: other replicas may ask the catalog again");
+        }
+    }
+
+    async fn settle(&self, job: &Job, status: Status, reason: Option<String>) -> Result<(), Error> {
+        let id = job.id;
+        if self
+            .postgres
+            .in_background()
+            .run(|connection| settle(connection, id, status, reason.clone()).boxed())
+            .await?
+        {
+            tracing::info!(order = %id, status = status.name(), reason, "order settled");
+            count(status.name());
+            self.feed.wake();
+        }
+        Ok(())
+    }
+
+    async fn postpone(&self, job: &Job, refused: bool, outcome: &'static str) {
+        let id = job.id;
+        count(outcome);
+        if let Err(error) =
+            self.postgres.in_background().run(|connection| postpone(connection, id, refused).boxed()).await
+        {
+            tracing::warn!(order = %id, %error, "cannot postpone the order: it waits for the end of its lease");
+        }
+    }
+}
+
+/// Each part reads a few entries at one end of `orders_pending`, however many orders are due. An order that is to wait
+/// longer than any pause is long was given its time by a clock that has been set back since: it is due too.
+async fn claim(connection: &mut PgConnection, oldest: i64, newest: i64) -> Result<Vec<Job>, sqlx::Error> {
     sqlx::query_as!(
         Job,
-        "SELECT id, sku, quantity, attempts, refusals FROM orders
-         WHERE status = 'pending' AND (next_attempt_at <= now() OR next_attempt_at > now() + interval '1 minute')
-         ORDER BY next_attempt_at LIMIT 1 FOR UPDATE SKIP LOCKED"
+        "WITH oldest AS MATERIALIZED (
+             SELECT id FROM orders WHERE status = 'pending' AND next_attempt_at <= now()
+             ORDER BY next_attempt_at LIMIT $1 FOR UPDATE SKIP LOCKED
+         ), newest AS MATERIALIZED (
+             SELECT id FROM orders WHERE status = 'pending' AND next_attempt_at <= now()
+             ORDER BY next_attempt_at DESC LIMIT $2 FOR UPDATE SKIP LOCKED
+         ), astray AS MATERIALIZED (
+             SELECT id FROM orders WHERE status = 'pending' AND next_attempt_at > now() + interval '1 minute'
+             ORDER BY next_attempt_at DESC LIMIT $2 FOR UPDATE SKIP LOCKED
+         )
+         UPDATE orders SET next_attempt_at = now() + $3 * interval '1 second'
+         WHERE id = ANY (ARRAY(SELECT id FROM oldest UNION SELECT id FROM newest UNION SELECT id FROM astray LIMIT $1 + $2))
+         RETURNING id, sku, quantity, attempts, refusals",
+        oldest,
+        newest,
+        LEASE.as_secs_f64()
     )
-    .fetch_optional(connection)
+    .fetch_all(connection)
     .await
 }
 
-async fn settle(
-    connection: &mut PgConnection,
-    job: &Job,
-    status: Status,
-    reason: Option<&str>,
-) -> Result<&'static str, sqlx::Error> {
-    sqlx::query!("UPDATE orders SET status = $2, reason = $3 WHERE id = $1", job.id, status.name(), reason)
-        .execute(&mut *connection)
-        .await?;
-    sqlx::query!("INSERT INTO order_events (order_id, status) VALUES ($1, $2)", job.id, status.name())
-        .execute(&mut *connection)
-        .await?;
-    tracing::info!(order = %job.id, status = status.name(), reason, "order settled");
-    Ok(status.name())
+async fn renew(connection: &mut PgConnection, orders: Vec<Uuid>, lease: Duration) -> Result<(), sqlx::Error> {
+    let renewed = sqlx::query!(
+        "UPDATE orders SET next_attempt_at = now() + $2 * interval '1 second' WHERE id = ANY($1) AND status = 'pending'",
+        &orders,
+        lease.as_secs_f64()
+    );
+    renewed.execute(connection).await.map(drop)
 }
 
-/// Lets the order wait: 1 s at first, 30 s at most. While the catalogue is away it waits without end; what the
-/// catalogue refuses is counted.
-async fn postpone(connection: &mut PgConnection, job: &Job, error: &grpc::Error) -> Result<&'static str, sqlx::Error> {
-    tracing::warn!(order = %job.id, %error, attempts = job.attempts, "order waits");
-    sqlx::query!(
+/// `false` if the order has been settled meanwhile, by a replica that took it over.
+async fn settle(
+    connection: &mut PgConnection,
+    order: Uuid,
+    status: Status,
+    reason: Option<String>,
+) -> Result<bool, sqlx::Error> {
+    let settled = sqlx::query!(
+        "WITH settled AS (
+             UPDATE orders SET status = $2, reason = $3 WHERE id = $1 AND status = 'pending' RETURNING id, status
+         )
+         INSERT INTO order_outbox (order_id, status) SELECT id, status FROM settled",
+        order,
+        status.name(),
+        reason
+    );
+    Ok(settled.execute(connection).await?.rows_affected() == 1)
+}
+
+/// Lets the order wait: 1 s at first, 30 s at most. While the catalog is away it waits without end; what the catalog
+/// refuses is counted.
+async fn postpone(connection: &mut PgConnection, order: Uuid, refused: bool) -> Result<(), sqlx::Error> {
+    let postponed = sqlx::query!(
         "UPDATE orders SET attempts = attempts + 1, refusals = refusals + $2,
                 next_attempt_at = now() + least(30, power(2, least(attempts, 5))) * interval '1 second'
-         WHERE id = $1",
-        job.id,
-        i32::from(error.is_refusal())
-    )
-    .execute(connection)
-    .await?;
-    Ok("postponed")
+         WHERE id = $1 AND status = 'pending'",
+        order,
+        i32::from(refused)
+    );
+    postponed.execute(connection).await.map(drop)
 }

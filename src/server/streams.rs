@@ -16,14 +16,18 @@ use super::connection::Connection;
 use super::limits::{CLOSE_TIMEOUT, KEEP_ALIVE, WEBSOCKET_BUFFER, WEBSOCKET_MESSAGE, WEBSOCKET_UNSENT};
 use crate::lifecycle::Guard;
 
-/// Tells a client how soon to come back when its stream ends: at once, which at a stop is to another replica.
-const RETRY: &str = "retry: 100\n\n";
+/// Milliseconds after which a client comes back when its stream ends: soon, which at a stop is to another replica, and not
+/// together with all others.
+const RETRY: std::ops::Range<u128> = 100..500;
 
 /// Answers with a stream of events until it ends or the connection is to close. Each of `events` is one or more whole
 /// blocks of `text/event-stream`, with the empty line that ends them.
 pub fn sse(connection: &Connection, events: impl Stream<Item = Bytes> + Send + 'static) -> Response {
     let close = connection.stages().close.clone().cancelled_owned();
-    let events = stream::once(async { Bytes::from_static(RETRY.as_bytes()) }).chain(events);
+    // the low bits of an id are random
+    let spread = uuid::Uuid::now_v7().as_u128() % (RETRY.end - RETRY.start);
+    let retry = Bytes::from(format!("retry: {}\n\n", RETRY.start + spread));
+    let events = stream::iter([retry]).chain(events);
     let events = with_comments(events).take_until(close).map(Ok::<_, std::convert::Infallible>);
     let headers = [(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-cache")];
     (headers, Body::from_stream(events)).into_response()

@@ -7,7 +7,7 @@ use service::config::Config;
 use crate::support::{Launch, World, eventually, s};
 
 /// The setting, its smallest and its largest value; where one has to go with it, what that is.
-const EXTREMES: [(&str, [&str; 2]); 37] = [
+const EXTREMES: [(&str, [&str; 2]); 45] = [
     ("http.request_timeout", ["100ms", "1h"]),
     ("http.header_timeout", ["100ms", "1h"]),
     ("http.idle_timeout", ["100ms", "1h"]),
@@ -48,6 +48,11 @@ const EXTREMES: [(&str, [&str; 2]); 37] = [
     ("telemetry.log_format", ["json", "json"]),
     ("http.address", ["127.0.0.1:0", "[::]:0"]),
     ("admin.address", ["127.0.0.1:0", "0.0.0.0:0"]),
+    ("products.timeout", ["100ms", "1h"]),
+    ("products.max_count", ["1", "100000000"]),
+    ("products.max_size", ["1B", "64GiB"]),
+    ("retention.events", ["1s", "off"]),
+    ("retention.idempotency_keys", ["1s", "off"]),
 ];
 
 /// With the settings that this one must agree with.

@@ -1,12 +1,12 @@
 //! The worker on bad days: many replicas, crashes, poison and clocks.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use futures_util::future::join_all;
 
 use crate::{
     all_settled, becomes, order,
-    support::{World, eventually, ms, s},
+    support::{Service, Signal, Sse, World, eventually, ms, s},
 };
 
 #[tokio::test]
@@ -89,5 +89,63 @@ async fn a_clock_that_was_set_back_leaves_no_order_waiting_for_the_time_it_showe
     let id = order(&service, "SLOW-RESERVE-700").await;
     world.database.execute("UPDATE orders SET next_attempt_at = '1970-01-01' WHERE status = 'pending'").await;
     becomes(&service, &id, "confirmed").await;
+    all_settled(&world).await;
+}
+
+/// Places orders one after the other for so long, and returns how long each took, the quickest first.
+async fn times(service: &Service, clients: usize, during: std::time::Duration) -> Vec<std::time::Duration> {
+    let client = async || {
+        let (began, mut times) = (Instant::now(), Vec::new());
+        while began.elapsed() < during {
+            let asked = Instant::now();
+            order(service, "SKU-1").await;
+            times.push(asked.elapsed());
+        }
+        times
+    };
+    let mut times = join_all((0..clients).map(|_| client())).await.concat();
+    times.sort();
+    times
+}
+
+#[tokio::test]
+async fn a_frozen_replica_makes_no_answer_of_another_late() {
+    let world = World::new().await;
+    let launch = || world.service().set("database.max_connections", 8).ready();
+    let (frozen, healthy) = tokio::join!(launch(), launch());
+    let frozen = Arc::new(frozen);
+    let mut events = Sse::open(healthy.http().await, "/v1/orders/events", None).await;
+    for _ in 0..3 {
+        // so many that it is most likely frozen in the middle of a write
+        let busy = Arc::clone(&frozen);
+        let load = tokio::spawn(async move { while crate::place(&busy, "SKU-1").await.status == 201 {} });
+        times(&healthy, 2, ms(300)).await;
+        frozen.signal(Signal::STOP);
+        let times = times(&healthy, 2, s(3)).await;
+        let p99 = times[times.len() * 99 / 100];
+        println!("{} orders beside a frozen replica, p99 {p99:?}, slowest {:?}", times.len(), times.last());
+        assert!(p99 < ms(500), "{p99:?}");
+        let asked = Instant::now();
+        let mark = order(&healthy, "SKU-2").await;
+        events.until(|event| event.json()["id"] == mark.as_str()).await;
+        assert!(asked.elapsed() < ms(500), "events are late too: {:?}", asked.elapsed());
+        load.abort();
+        frozen.signal(Signal::CONT);
+    }
+    all_settled(&world).await;
+}
+
+#[tokio::test]
+async fn a_frozen_replicas_jobs_are_soon_anothers() {
+    let world = World::new().await;
+    let frozen = world.service().set("catalog.timeout", "30s").ready().await;
+    let id = order(&frozen, "SLOW-RESERVE-20000").await;
+    eventually("it is being reserved", s(10), async || world.catalog().reserved(&id) == 1).await;
+    frozen.signal(Signal::STOP);
+    let other = world.service().ready().await;
+    let asked = Instant::now();
+    becomes(&other, &id, "confirmed").await;
+    assert!(asked.elapsed() < s(8), "{:?}", asked.elapsed());
+    frozen.signal(Signal::CONT);
     all_settled(&world).await;
 }

@@ -221,3 +221,25 @@ async fn no_answer_tells_of_what_is_inside() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_nul_in_any_input_is_the_callers_fault() {
+    let world = World::new().await;
+    let service = world.serve().await;
+    for sku in ["\\u0000", "SKU-1\\u0000", "\\u0000SKU-1"] {
+        let reply = body(&service, format!("{{\"sku\": \"{sku}\", \"quantity\": 1}}")).await;
+        assert_eq!(fields(&reply), ["sku"], "{sku}");
+    }
+    for path in [
+        "/v1/orders/%00",
+        "/v1/orders?after=%00",
+        "/v1/orders?limit=%00",
+        "/v1/orders?limit=1%00",
+        "/v1/products/%00",
+        "/v1/products/SKU-1%00",
+        "/v1/orders/ws?after=%00",
+    ] {
+        let reply = service.get(path).await;
+        assert!((400..500).contains(&reply.status), "{path}: {reply:?}");
+    }
+}

@@ -30,7 +30,7 @@ async fn an_orders_events_are_told_as_they_happen() {
     assert_eq!(confirmed.json()["id"], placed["id"]);
     assert_eq!(confirmed.json()["status"], "confirmed");
     assert!(number(&confirmed) > number(&pending));
-    assert_eq!(events.retry, Some(100), "whoever is cut off should be back at once");
+    assert!(events.retry.is_some_and(|retry| (100..500).contains(&retry)), "soon, and not all at once");
 }
 
 #[tokio::test]

@@ -79,3 +79,32 @@ async fn a_catalogue_that_comes_back_is_used_again() {
     let _another = Catalog::start_at(&address).await;
     eventually("orders are taken again", s(10), async || service.post("/v1/orders", &order).await.status == 201).await;
 }
+
+#[tokio::test]
+async fn a_catalog_that_sends_too_much_is_an_error() {
+    let world = World::new().await;
+    for (bound, value) in [("products.max_count", "99"), ("products.max_size", "1KiB")] {
+        let service = world.service().set(bound, value).spawn();
+        let refused = async || {
+            let lines = service.logged("cannot read the catalog: products are served as they were");
+            lines.iter().any(|line| line["error"].as_str().is_some_and(|error| error.contains("more than products.")))
+        };
+        eventually(&format!("{bound} is passed"), s(10), refused).await;
+        assert_eq!(service.probe("/readyz").await.status, 503);
+    }
+    world.service().set("products.max_count", 100).ready().await;
+}
+
+#[tokio::test]
+async fn a_catalog_that_sends_for_too_long_is_an_error() {
+    let world = World::new().await;
+    let proxy = Proxy::before(("127.0.0.1".to_owned(), world.catalog().address.port()));
+    proxy.slow(ms(300));
+    let launch = world.service().set("catalog.endpoint", format!("http://{}", proxy.address));
+    let service = launch.set("products.timeout", "200ms").spawn();
+    let late = async || {
+        let lines = service.logged("cannot read the catalog: products are served as they were");
+        lines.iter().any(|line| line["error"].as_str().is_some_and(|error| error.contains("200ms")))
+    };
+    eventually("the reading is given up", s(10), late).await;
+}

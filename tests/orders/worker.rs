@@ -1,6 +1,6 @@
 //! The worker: every order ends, and ends once.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use crate::{
     becomes, history, id, order, read,
@@ -106,4 +106,75 @@ async fn orders_placed_while_the_catalogue_is_away_are_done_when_it_is_back() {
     becomes(&service, &id, "confirmed").await;
     assert!(back.reserved(&id) >= 1);
     assert_eq!(told(&history(&service).await, &id), ["pending", "confirmed"]);
+}
+
+#[tokio::test]
+async fn odd_text_from_the_catalog_is_made_fit() {
+    let world = World::new().await;
+    let service = world.service().set("worker.concurrency", 1).ready().await;
+    let odd = id(&order(&service, "ODD-1", 1).await);
+    let behind = id(&order(&service, "SKU-1", 1).await);
+    becomes(&service, &odd, "rejected").await;
+    becomes(&service, &behind, "confirmed").await;
+    let reason: String = world.database.one("SELECT reason FROM orders WHERE sku = 'ODD-1'").await;
+    assert!(reason.starts_with("outof stock!!") && reason.len() == 500, "{reason}");
+}
+
+#[tokio::test]
+async fn an_order_that_cannot_be_settled_waits_alone() {
+    let world = World::new().await;
+    world.database.execute("ALTER TABLE orders ADD CHECK (sku <> 'SKU-13' OR status = 'pending')").await;
+    let service = world.service().set("worker.concurrency", 1).ready().await;
+    let poison = id(&order(&service, "SKU-13", 1).await);
+    for _ in 0..5 {
+        let other = id(&order(&service, "SKU-1", 1).await);
+        becomes(&service, &other, "confirmed").await;
+    }
+    let failed = async || service.metric("worker_jobs_total", &[("outcome", "failed")]).await >= Some(2.0);
+    eventually("it is tried again, and counted", s(10), failed).await;
+    assert_eq!(read(&service, &poison).await["status"], "pending");
+    let tries: i32 = world.database.one("SELECT attempts FROM orders WHERE sku = 'SKU-13'").await;
+    assert!((2..8).contains(&tries), "with a pause that grows: {tries}");
+}
+
+#[tokio::test]
+async fn a_running_job_holds_no_lock_and_no_transaction() {
+    let world = World::new().await;
+    let service = world.service().set("catalog.timeout", "20s").ready().await;
+    let id = id(&order(&service, "SLOW-RESERVE-3000", 1).await);
+    eventually("it is being reserved", s(10), async || world.catalog().reserved(&id) == 1).await;
+    let open = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'";
+    assert_eq!(world.database.one::<i64>(open).await, 0);
+    world.database.execute("SET lock_timeout = '100ms'; UPDATE orders SET reason = 'touched'").await;
+    becomes(&service, &id, "confirmed").await;
+}
+
+#[tokio::test]
+async fn a_backlog_of_200_000_keeps_no_new_order_waiting() {
+    let world = World::new().await;
+    world
+        .database
+        .execute(
+            "INSERT INTO orders (id, sku, quantity, total_cents, created_at, next_attempt_at)
+             SELECT gen_random_uuid(), 'SKU-1', 1, 100, now() - interval '1 hour', now() - interval '1 hour'
+             FROM generate_series(1, 200000)",
+        )
+        .await;
+    let service = world.serve().await;
+    let settled = async || {
+        let settled = service.metric("worker_jobs_total", &[("outcome", "confirmed")]).await.unwrap_or_default();
+        Some(settled).filter(|settled| *settled > 0.0)
+    };
+    let before = eventually("the backlog is worked on", s(10), settled).await;
+    let began = Instant::now();
+    for _ in 0..5 {
+        let asked = Instant::now();
+        let new = id(&order(&service, "SKU-2", 1).await);
+        becomes(&service, &new, "confirmed").await;
+        assert!(asked.elapsed() < s(3), "{:?}", asked.elapsed());
+    }
+    let enough = async || settled().await > Some(before + 200.0);
+    eventually("and the old ones get their turn", s(20), enough).await;
+    let rate = (settled().await.unwrap_or_default() - before) / began.elapsed().as_secs_f64();
+    println!("{rate:.0} orders/s from a backlog of 200,000");
 }

@@ -46,6 +46,8 @@ pub(crate) struct Sse {
     pub(crate) headers: HeaderMap,
     /// What `retry:` said last, in milliseconds.
     pub(crate) retry: Option<u64>,
+    /// What `id:` said last: where to come back.
+    pub(crate) position: String,
     body: Incoming,
     text: String,
     /// Without it the connection would close.
@@ -76,7 +78,7 @@ impl Sse {
         if head.status != 200 || head.headers["content-type"] != "text/event-stream" {
             return Err(format!("it is no stream: {head:?}").into());
         }
-        Ok(Self { headers: head.headers, retry: None, body, text: String::new(), connection })
+        Ok(Self { headers: head.headers, retry: None, position: String::new(), body, text: String::new(), connection })
     }
 
     /// The next event. `None` where the stream ended, and ended between two events.
@@ -91,7 +93,11 @@ impl Sse {
                 let (event, retry) = parse(block);
                 self.text = rest.to_owned();
                 self.retry = retry.or(self.retry);
-                if event != Event::default() {
+                if !event.id.is_empty() {
+                    self.position.clone_from(&event.id);
+                }
+                // a browser dispatches nothing for a block without data
+                if !event.data.is_empty() {
                     return Ok(Some(event));
                 }
             }
