@@ -129,7 +129,8 @@ async fn handle(server: &Shared, router: Router, request: Request<Incoming>, cal
         Err(refusal) => return refusal.into_response(),
     };
     match timeout_at(until, run(router, request, call)).await {
-        Ok(response) => form(response),
+        Ok(response) if server.is_public() => form(response),
+        Ok(response) => response,
         Err(_elapsed) => {
             count_timeout("request");
             let detail = "the answer took too long; it is safe to try again with the same Idempotency-Key";

@@ -119,6 +119,8 @@ fn describe() {
     use metrics::{describe_counter as counter, describe_gauge as gauge, describe_histogram as histogram};
     histogram!(REQUEST_DURATION, "From a request's head to the head of its answer.");
     gauge!("http_server_connections", "Open connections of the public server.");
+    gauge!("http_server_buffered_bytes", "Bytes of requests' heads and bodies that are held.");
+    counter!("http_server_evicted_total", "Idle connections closed to make room for others.");
     counter!("http_server_timeouts_total", "Peers that took too long, by what for.");
     counter!("http_server_shed_total", "Requests turned away with 503 by this process's own limits.");
     counter!("http_server_aborted_total", "Requests and streams that outlasted the drain.");

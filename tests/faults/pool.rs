@@ -118,7 +118,7 @@ async fn a_transaction_that_was_given_up_holds_no_lock() {
     let world = World::new().await;
     let service = world.service().set("worker.poll_interval", "1h").ready().await;
     let fail = "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;
-                CREATE TRIGGER fail BEFORE INSERT ON order_events FOR EACH ROW EXECUTE FUNCTION fail()";
+                CREATE TRIGGER fail BEFORE INSERT ON order_outbox FOR EACH ROW EXECUTE FUNCTION fail()";
     world.database.execute(fail).await;
     assert_eq!(place(&service, "SKU-1").await.status, 500);
     let open = "SELECT count(*) FROM pg_stat_activity

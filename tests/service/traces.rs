@@ -99,7 +99,7 @@ fn attributes(attributes: &[KeyValue]) -> BTreeMap<&str, String> {
 /// step sends what has not been sent.
 async fn asks(launch: Launch) {
     // a handshake takes a debug build its time
-    let service = launch.set("lifecycle.telemetry_timeout", "5s").ready().await;
+    let service = launch.set("lifecycle.telemetry", "5s").ready().await;
     let request = get("/openapi.json").with("traceparent", &format!("00-{TRACE}-00f067aa0ba902b7-01"));
     assert_eq!(service.send(request).await.status, 200);
     assert_eq!(service.stop().await.code, Some(0));
@@ -122,7 +122,7 @@ async fn a_request_is_a_server_span_of_the_conventions() {
     let world = World::new().await;
     let (collector, address) = Collector::start(None).await;
     let launch = world.service().env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}"));
-    let service = launch.set("lifecycle.telemetry_timeout", "5s").ready().await;
+    let service = launch.set("lifecycle.telemetry", "5s").ready().await;
     let (port, agent) = (service.http().await.port().to_string(), "a".repeat(2000));
     let known = get("/openapi.json?secret=1").with("x-request-id", "mine-7").with("user-agent", &agent);
     service.send(known.with("host", &format!("api.example:{port}"))).await;
