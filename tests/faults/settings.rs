@@ -49,8 +49,8 @@ const EXTREMES: [(&str, [&str; 2]); 45] = [
     ("http.address", ["127.0.0.1:0", "[::]:0"]),
     ("admin.address", ["127.0.0.1:0", "0.0.0.0:0"]),
     ("products.timeout", ["100ms", "1h"]),
-    ("products.max_count", ["1", "100000000"]),
-    ("products.max_size", ["1B", "64GiB"]),
+    ("products.max_count", ["100", "100000000"]),
+    ("products.max_size", ["64KiB", "64GiB"]),
     ("retention.events", ["1s", "off"]),
     ("retention.idempotency_keys", ["1s", "off"]),
 ];
