@@ -297,39 +297,37 @@ impl Connection {
         let _ = socket.set_tcp_notsent_lowat(UNSENT);
         let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
         self.trace("accepted");
-        let serve = async {
-            let ended = match self.first_bytes().await {
-                None => return,
-                Some(first) if first.starts_with(HTTP2_PREFACE) => Box::pin(http2::serve(&self, router, first)).await,
-                Some(first) => http1::serve(&self, router, first).await,
-            };
-            self.trace("ended");
-            if self.made_room() {
-                return;
+        let Stages { leave, abort, .. } = self.stages();
+        // pinned here and polled by reference, because each move would make a connection's memory larger by its size
+        let mut converse = std::pin::pin!(self.converse(router));
+        loop {
+            tokio::select! {
+                () = converse.as_mut() => return self.trace("ended"),
+                () = abort.cancelled() => return self.trace("aborted"),
+                () = self.age(), if !leave.is_cancelled() => leave.cancel(),
             }
-            if let Err(error) = ended {
+        }
+    }
+
+    async fn converse(&self, router: Router) {
+        let ended = match self.first_bytes().await {
+            None => return,
+            Some(first) if first.starts_with(HTTP2_PREFACE) => Box::pin(http2::serve(self, router, first)).await,
+            Some(first) => http1::serve(self, router, first).await,
+        };
+        if self.made_room() {
+            return;
+        }
+        match ended {
+            Ok(()) => self.all_sent().await,
+            Err(error) => {
                 if error.is_parse() {
                     metrics::counter!("http_server_bad_requests_total").increment(1);
                 }
                 tracing::debug!(peer = %self.peer(), error = %crate::telemetry::chain(&error), "connection ended");
-            } else {
-                self.all_sent().await;
             }
-            self.linger().await;
-        };
-        let serve = async {
-            let mut serve = std::pin::pin!(serve);
-            tokio::select! {
-                () = serve.as_mut() => {}
-                () = self.age() => {
-                    self.stages().leave.cancel();
-                    serve.await;
-                }
-            }
-        };
-        if self.stages().abort.run_until_cancelled(serve).await.is_none() {
-            self.trace("aborted");
         }
+        self.linger().await;
     }
 
     /// Completes when its client is to look for another replica. A tenth of the age is left to chance, so that connections
