@@ -19,6 +19,9 @@ pub(super) const HANDSHAKE: Duration = Duration::from_millis(100);
 /// The accept loop's pause when descriptors or memory have run out: others must give some back first.
 pub(super) const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
+/// Between two looks for a connection that may make room for the next.
+pub(super) const MAKE_ROOM: Duration = Duration::from_millis(20);
+
 /// At the stop an idle connection waits that long for a request that is on its way.
 pub(super) const LAST_MOMENT: Duration = Duration::from_millis(250);
 
