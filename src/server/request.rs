@@ -176,9 +176,17 @@ fn has_one_host(parts: &Parts) -> bool {
     let mut hosts = parts.headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
         (None, _) => parts.version != Version::HTTP_11,
-        (Some(host), None) => host.is_empty() || Authority::try_from(host.as_bytes()).is_ok(),
+        (Some(host), None) => host.is_empty() || is_host(host),
         (Some(_), Some(_)) => false,
     }
+}
+
+/// A name or an address, and perhaps a port; an authority may have a user as well.
+fn is_host(host: &HeaderValue) -> bool {
+    Authority::try_from(host.as_bytes()).is_ok_and(|authority| {
+        let port = authority.as_str().strip_prefix(authority.host());
+        port.is_some_and(|port| matches!(port, "" | ":") || authority.port_u16().is_some())
+    })
 }
 
 /// Turns a request away at once if `max_in_flight` are being handled, because a queue would only make all of them late,
