@@ -215,6 +215,11 @@ impl Room {
         self.bytes += bytes;
         Ok(())
     }
+
+    /// Makes it room for that many bytes in all, if it is less.
+    pub(super) fn grow_to(&mut self, bytes: usize) -> Result<(), NoRoom> {
+        self.grow(bytes.saturating_sub(self.bytes))
+    }
 }
 
 impl Drop for Room {
