@@ -414,6 +414,11 @@ impl Connection {
         Begun(self.clone())
     }
 
+    /// Whether its client is to be told to leave: see [`Stages`]; or it holds memory, since a large head, that is scarce.
+    pub(super) fn may_leave(&self) -> bool {
+        self.stages().leave.is_cancelled() || (self.server().buffers.is_scarce() && !self.state().room.is_empty())
+    }
+
     /// Whether the next request has been sent behind the one that is answered: then this answer is not the last.
     pub(super) fn next_waits(&self) -> bool {
         let state = self.state();

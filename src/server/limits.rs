@@ -196,6 +196,11 @@ impl Buffers {
     pub(super) fn held(&self) -> usize {
         self.0.held.load(Ordering::Relaxed)
     }
+
+    /// Whether more than half of them is held.
+    pub(super) fn is_scarce(&self) -> bool {
+        self.held() > self.0.max / 2
+    }
 }
 
 /// Room for some bytes, given back when it is dropped.
@@ -214,6 +219,10 @@ impl Room {
         }
         self.bytes += bytes;
         Ok(())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes == 0
     }
 
     /// Makes it room for that many bytes in all, if it is less.

@@ -101,7 +101,7 @@ pub(super) async fn answer(
     };
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         connection.upgraded();
-    } else if version <= Version::HTTP_11 && connection.stages().leave.is_cancelled() && !connection.next_waits() {
+    } else if version <= Version::HTTP_11 && connection.may_leave() && !connection.next_waits() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         if version == Version::HTTP_10 {
             // else hyper would add a keep-alive to it
