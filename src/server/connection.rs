@@ -175,10 +175,9 @@ impl State {
         let (end, next) = match &mut self.phase {
             Phase::Head(end) => {
                 let end = end.find(ours);
-                let before = self.head.max(HEAD_BUFFER);
                 self.head += end.unwrap_or(ours.len());
-                // hyper's buffer doubles
-                self.room.grow(2 * (self.head.max(HEAD_BUFFER) - before))?;
+                // hyper's buffer doubles, and stays as large as its largest head
+                self.room.grow_to(2 * self.head.saturating_sub(HEAD_BUFFER))?;
                 (end, Phase::HeadRead)
             }
             Phase::Body(body) => {
@@ -411,6 +410,11 @@ impl Connection {
         }
         drop(state);
         Begun(self.clone())
+    }
+
+    /// Whether its client is to be told to leave: see [`Stages`]; or it holds memory, since a large head, that is scarce.
+    pub(super) fn may_leave(&self) -> bool {
+        self.stages().leave.is_cancelled() || (self.server().buffers.is_scarce() && !self.state().room.is_empty())
     }
 
     /// Whether the next request has been sent behind the one that is answered: then this answer is not the last.

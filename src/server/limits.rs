@@ -19,6 +19,9 @@ pub(super) const HANDSHAKE: Duration = Duration::from_millis(100);
 /// The accept loop's pause when descriptors or memory have run out: others must give some back first.
 pub(super) const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
+/// Between two looks for a connection that may make room for the next.
+pub(super) const MAKE_ROOM: Duration = Duration::from_millis(20);
+
 /// At the stop an idle connection waits that long for a request that is on its way.
 pub(super) const LAST_MOMENT: Duration = Duration::from_millis(250);
 
@@ -193,6 +196,11 @@ impl Buffers {
     pub(super) fn held(&self) -> usize {
         self.0.held.load(Ordering::Relaxed)
     }
+
+    /// Whether more than half of them is held.
+    pub(super) fn is_scarce(&self) -> bool {
+        self.held() > self.0.max / 2
+    }
 }
 
 /// Room for some bytes, given back when it is dropped.
@@ -211,6 +219,15 @@ impl Room {
         }
         self.bytes += bytes;
         Ok(())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Makes it room for that many bytes in all, if it is less.
+    pub(super) fn grow_to(&mut self, bytes: usize) -> Result<(), NoRoom> {
+        self.grow(bytes.saturating_sub(self.bytes))
     }
 }
 

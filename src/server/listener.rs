@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tower::layer::layer_fn;
 
 use super::connection::{Connection, Stages};
-use super::limits::{BACKLOG, Buffers, EXHAUSTED_PAUSE, HANDSHAKE, Limits, RECEIVE_BUFFER};
+use super::limits::{BACKLOG, Buffers, EXHAUSTED_PAUSE, HANDSHAKE, Limits, MAKE_ROOM, RECEIVE_BUFFER};
 use super::request::NoteRoute;
 use crate::config::Config;
 use crate::lifecycle::{Kind, Lifecycle};
@@ -292,7 +292,9 @@ impl Shared {
             if let Some(longest) = self.longest_idle() {
                 self.evict(&longest);
             }
-            if let Ok(room) = Arc::clone(&self.room).acquire_owned().await {
+            // one that was told to go may have got a request meanwhile: then it is another's turn
+            let room = tokio::time::timeout(MAKE_ROOM, Arc::clone(&self.room).acquire_owned()).await;
+            if let Ok(Ok(room)) = room {
                 return room;
             }
         }
@@ -300,8 +302,12 @@ impl Shared {
 
     fn longest_idle(&self) -> Option<Connection> {
         let open = self.open();
-        let idle = open.iter().filter(|(_, connection)| !connection.stages().close.is_cancelled());
-        let idle = idle.filter_map(|(_, connection)| Some((connection.idle()?, connection)));
+        let idle = open.iter().filter_map(|(_, connection)| Some((connection.idle()?, connection)));
+        // one that was told to close and did not, because a head had come, may be aborted
+        let idle = idle.filter(|((busy, _), connection)| {
+            let Stages { close, abort, .. } = connection.stages();
+            !abort.is_cancelled() && (*busy || !close.is_cancelled())
+        });
         idle.min_by_key(|(idle, _)| *idle).map(|(_, connection)| connection.clone())
     }
 

@@ -101,7 +101,7 @@ pub(super) async fn answer(
     };
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         connection.upgraded();
-    } else if version <= Version::HTTP_11 && connection.stages().leave.is_cancelled() && !connection.next_waits() {
+    } else if version <= Version::HTTP_11 && connection.may_leave() && !connection.next_waits() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         if version == Version::HTTP_10 {
             // else hyper would add a keep-alive to it
@@ -176,9 +176,17 @@ fn has_one_host(parts: &Parts) -> bool {
     let mut hosts = parts.headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
         (None, _) => parts.version != Version::HTTP_11,
-        (Some(host), None) => host.is_empty() || Authority::try_from(host.as_bytes()).is_ok(),
+        (Some(host), None) => host.is_empty() || is_host(host),
         (Some(_), Some(_)) => false,
     }
+}
+
+/// A name or an address, and perhaps a port; an authority may have a user as well.
+fn is_host(host: &HeaderValue) -> bool {
+    Authority::try_from(host.as_bytes()).is_ok_and(|authority| {
+        let port = authority.as_str().strip_prefix(authority.host());
+        port.is_some_and(|port| matches!(port, "" | ":") || authority.port_u16().is_some())
+    })
 }
 
 /// Turns a request away at once if `max_in_flight` are being handled, because a queue would only make all of them late,
@@ -188,7 +196,7 @@ fn admit<'a>(server: &'a Shared, request: &Request<Body>) -> Result<SemaphorePer
     if server.is_public() && server.lifecycle.liveness().is_short_of_memory() {
         return Err(shed("memory", "this instance is short of memory; try again in a moment"));
     }
-    let places = if asks_for_stream(request.headers()) { &server.streams } else { &server.places };
+    let places = if *request.method() == Method::GET && asks_for_stream(request.headers()) { &server.streams } else { &server.places };
     places.try_acquire().map_err(|_| shed("max_in_flight", "too many requests are under way; try again in a moment"))
 }
 
