@@ -180,7 +180,7 @@ async fn jobs_wait_while_the_catalogue_is_away_however_long_and_none_is_dropped(
 }
 
 /// The client that the service uses, for a call that the example has none of.
-fn peer(catalog: &Catalog) -> Peer {
+pub(crate) fn peer(catalog: &Catalog) -> Peer {
     let settings =
         config::Catalog { endpoint: catalog.endpoint(), connect_timeout: s(1), timeout: s(5), refresh_interval: s(30) };
     Peer::new(&settings).expect("it is an address")
