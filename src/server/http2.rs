@@ -7,12 +7,13 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
 
-use super::connection::{Connection, Phase, count_timeout};
+use super::connection::{Connection, count_timeout};
 use super::limits::{
     HTTP2_CONNECTION_WINDOW, HTTP2_MAX_HEAD, HTTP2_PING_INTERVAL, HTTP2_PING_TIMEOUT, HTTP2_SEND_BUFFER,
     HTTP2_STREAM_WINDOW, HTTP2_STREAMS,
 };
 use super::request;
+use super::state::Phase;
 
 /// Where hyper runs a stream: on a task that the drain waits for, and that ends with its connection.
 #[derive(Clone)]
@@ -60,7 +61,7 @@ async fn may_goaway(connection: &Connection) {
     let limits = connection.limits();
     let too_long = async {
         loop {
-            let (now, http2) = (Instant::now(), connection.http2());
+            let (now, http2) = (Instant::now(), connection.state().http2());
             let (idle, stalled) = match (http2.idle_since, http2.stalled) {
                 (Some(since), _) => (since + limits.idle_timeout, None),
                 (None, stalled) => (now + limits.idle_timeout, stalled),
@@ -96,7 +97,7 @@ async fn may_goaway(connection: &Connection) {
 async fn overdue(connection: &Connection) {
     let (told, limits) = (Instant::now(), connection.limits());
     loop {
-        let (now, http2) = (Instant::now(), connection.http2());
+        let (now, http2) = (Instant::now(), connection.state().http2());
         let silent = http2.idle_since.map(|_| http2.heard.max(told) + limits.header_timeout);
         let stalled = http2.stalled.map(|since| since + 2 * limits.request_timeout);
         if silent.is_some_and(|due| due <= now) {

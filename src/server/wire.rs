@@ -1,7 +1,7 @@
 //! The TCP stream as hyper sees it.
 //!
 //! On HTTP/1 hyper gets the bytes of one request at a time: its head, its body, and nothing of the next one until the
-//! answer is written. So whatever has come of the next request is in [`State::held`] or in the kernel, where the stop
+//! answer is written. So whatever has come of the next request is in [`State`](super::state::State) or in the kernel, where the stop
 //! can see it. Waiting for a peer ends here as well: a connection that has been idle for too long, or is to close, ends
 //! as if its peer had closed it.
 
@@ -17,8 +17,10 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::connection::{Connection, Phase, count_timeout};
+use super::connection::{Connection, count_timeout};
 use super::limits::{LAST_MOMENT, READ};
+use super::socket;
+use super::state::Phase;
 
 /// Written to a peer whose head takes too long, and to one whose head finds no room. Nothing of an answer is on its way then.
 pub(super) const TIMED_OUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
@@ -204,7 +206,7 @@ impl Write for Wire {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.connection.shut_down())
+        Poll::Ready(socket::shut_down(self.connection.stream()))
     }
 }
 
