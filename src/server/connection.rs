@@ -21,11 +21,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::framing::{Chunks, HeadEnd};
 use super::limits::{
-    CLOSING_LINGER, HEAD_BUFFER, LAST_MOMENT, LINGER, Limits, NoRoom, READ, Room, UNSENT, UNSENT_LOOK, USER_TIMEOUT,
+    BLANK, CLOSING_LINGER, HEAD_BUFFER, LAST_MOMENT, LINGER, Limits, PIPELINED, READ, Room, UNSENT, UNSENT_LOOK,
+    USER_TIMEOUT,
 };
 use super::listener::Shared;
 use super::request::Exchange;
-use super::wire::{TIMED_OUT, Wire};
+use super::wire::{NO_REQUEST, NO_ROOM, TIMED_OUT, Wire};
 use super::{http1, http2};
 
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -90,6 +91,8 @@ pub(super) struct State {
     unflushed: bool,
     exchange: Option<Exchange>,
     head: usize,
+    /// Bytes of empty lines before it.
+    blank: usize,
     room: Room,
 }
 
@@ -160,14 +163,18 @@ impl State {
         self.since = Instant::now();
     }
 
-    /// Those of the bytes that belong to the request that is being read.
-    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<Range<usize>, NoRoom> {
+    /// Those of the bytes that belong to the request that is being read, or what its client is told last.
+    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<Range<usize>, &'static [u8]> {
         let mut begin = 0;
         if let Phase::Idle = self.phase {
             // empty lines before a request are nothing (RFC 9112, section 2.2)
             begin = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+            self.blank += begin;
+            if self.blank > BLANK {
+                return Err(NO_REQUEST);
+            }
             if begin < bytes.len() {
-                self.head = 0;
+                (self.head, self.blank) = (0, 0);
                 self.enter(Phase::Head(HeadEnd::default()));
             }
         }
@@ -177,7 +184,8 @@ impl State {
                 let end = end.find(ours);
                 self.head += end.unwrap_or(ours.len());
                 // hyper's buffer doubles, and stays as large as its largest head
-                self.room.grow_to(2 * self.head.saturating_sub(HEAD_BUFFER))?;
+                let bytes = 2 * self.head.saturating_sub(HEAD_BUFFER);
+                self.room.grow_to(bytes).map_err(|_no_room| NO_ROOM)?;
                 (end, Phase::HeadRead)
             }
             Phase::Body(body) => {
@@ -212,7 +220,9 @@ impl State {
             Phase::Answering => self.stalled.map(|since| (true, since)),
             Phase::Http2 if self.open == 0 => Some((false, self.since)),
             Phase::Http2 if self.open == self.reading + self.offered.len() => Some((true, self.heard)),
-            Phase::Http2 | Phase::Upgraded | Phase::Gone => None,
+            // all is said, and it lingers
+            Phase::Gone => Some((true, self.since)),
+            Phase::Http2 | Phase::Upgraded => None,
         }
     }
 }
@@ -234,6 +244,7 @@ impl Connection {
             unflushed: false,
             exchange: None,
             head: 0,
+            blank: 0,
             room: server.buffers.room(),
         };
         // an IPv4 client of a dual-stack port is shown by its IPv4 address
@@ -421,6 +432,9 @@ impl Connection {
 
     /// Whether the next request has been sent behind the one that is answered: then this answer is not the last.
     pub(super) fn next_waits(&self) -> bool {
+        if self.stop_began().is_some_and(|began| began.elapsed() > PIPELINED) {
+            return false;
+        }
         let state = self.state();
         matches!(state.phase, Phase::Answering) && (!state.held.is_empty() || self.has_unread())
     }
@@ -468,9 +482,10 @@ impl Connection {
     pub(super) fn wire_is_gone(&self) {
         let mut state = self.state();
         state.enter(Phase::Gone);
-        let exchange = state.exchange.take();
+        // hyper's buffers have gone with it
+        let held = (state.exchange.take(), std::mem::replace(&mut state.room, self.server().buffers.room()));
         drop(state);
-        drop(exchange);
+        drop(held);
         self.0.gone.notify_one();
     }
 
@@ -497,7 +512,8 @@ impl Connection {
         }
     }
 
-    fn made_room(&self) -> bool {
+    /// Whether it ends to make room for another.
+    pub(super) fn made_room(&self) -> bool {
         self.stages().close.is_cancelled() && self.stop_began().is_none()
     }
 
@@ -510,7 +526,7 @@ impl Connection {
     pub(super) fn http2(&self) -> Http2 {
         let state = self.state();
         let stalled = state.offered.iter().map(|(_, since)| *since).min();
-        Http2 { idle_since: (state.open == 0).then_some(state.since), heard: state.heard, stalled }
+        Http2 { idle_since: (state.open == 0).then_some(state.since), stalled }
     }
 
     /// Waits until the kernel has sent what it holds, which would otherwise end with the pod; no longer than for a head.
@@ -550,7 +566,6 @@ impl Connection {
 /// See [`Connection::http2`].
 pub(super) struct Http2 {
     pub(super) idle_since: Option<Instant>,
-    pub(super) heard: Instant,
     /// Since when an answer has not moved.
     pub(super) stalled: Option<Instant>,
 }

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tower::layer::layer_fn;
 
 use super::connection::{Connection, Stages};
-use super::limits::{BACKLOG, Buffers, EXHAUSTED_PAUSE, HANDSHAKE, Limits, MAKE_ROOM, RECEIVE_BUFFER};
+use super::limits::{BACKLOG, Buffers, EXHAUSTED_PAUSE, FRESH, HANDSHAKE, Limits, MAKE_ROOM, RECEIVE_BUFFER};
 use super::request::NoteRoute;
 use crate::config::Config;
 use crate::lifecycle::{Kind, Lifecycle};
@@ -301,14 +301,16 @@ impl Shared {
     }
 
     fn longest_idle(&self) -> Option<Connection> {
-        let open = self.open();
+        let (open, now) = (self.open(), Instant::now());
         let idle = open.iter().filter_map(|(_, connection)| Some((connection.idle()?, connection)));
         // one that was told to close and did not, because a head had come, may be aborted
         let idle = idle.filter(|((busy, _), connection)| {
             let Stages { close, abort, .. } = connection.stages();
             !abort.is_cancelled() && (*busy || !close.is_cancelled())
         });
-        idle.min_by_key(|(idle, _)| *idle).map(|(_, connection)| connection.clone())
+        // a new one has had no time to ask
+        let rank = |(busy, since): (bool, Instant)| (busy || now.duration_since(since) < FRESH, since);
+        idle.min_by_key(|(idle, _)| rank(*idle)).map(|(_, connection)| connection.clone())
     }
 
     /// Ends a connection that only waits for its peer, if another waits for its place.

@@ -196,7 +196,11 @@ fn admit<'a>(server: &'a Shared, request: &Request<Body>) -> Result<SemaphorePer
     if server.is_public() && server.lifecycle.liveness().is_short_of_memory() {
         return Err(shed("memory", "this instance is short of memory; try again in a moment"));
     }
-    let places = if *request.method() == Method::GET && asks_for_stream(request.headers()) { &server.streams } else { &server.places };
+    let places = if *request.method() == Method::GET && asks_for_stream(request.headers()) {
+        &server.streams
+    } else {
+        &server.places
+    };
     places.try_acquire().map_err(|_| shed("max_in_flight", "too many requests are under way; try again in a moment"))
 }
 
