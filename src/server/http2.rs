@@ -91,17 +91,17 @@ async fn may_goaway(connection: &Connection) {
     }
 }
 
-/// Completes when a client that was told to go away is waited for no longer. It has no stream open, whatever else
-/// it sends, and does not answer the PING that hyper waits for; or it takes nothing of an answer, for twice the time it has, so that
-/// what else is on its connection had time to finish. Not the socket is full then, which the wire would notice, but the
-/// stream's own window is closed.
+/// Completes when a client that was told to go away is waited for no longer. It has no stream open, whatever else it
+/// sends, and does not answer the PING that hyper waits for; or it takes nothing of an answer for `http.request_timeout`
+/// since it was told, so that what else is on its connection had time to finish. Not the socket is full then, which the
+/// wire would notice, but the stream's own window is closed.
 async fn overdue(connection: &Connection) {
     let (told, limits) = (Instant::now(), connection.limits());
     let patience = if connection.made_room() { Duration::ZERO } else { limits.header_timeout };
     loop {
         let (now, http2) = (Instant::now(), connection.http2());
         let silent = http2.idle_since.map(|since| since.max(told) + patience);
-        let stalled = http2.stalled.map(|since| since + 2 * limits.request_timeout);
+        let stalled = http2.stalled.map(|since| since.max(told) + limits.request_timeout);
         if silent.is_some_and(|due| due <= now) {
             return;
         }

@@ -19,7 +19,8 @@ pub(super) const HANDSHAKE: Duration = Duration::from_millis(100);
 /// The accept loop's pause when descriptors or memory have run out: others must give some back first.
 pub(super) const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
-/// A connection that is to make room for the next has that long, then another is told as well.
+/// A connection that waits for less does not make room for the next; nor does one that was told to and then had a
+/// request: after that long another is looked for.
 pub(super) const MAKE_ROOM: Duration = Duration::from_millis(100);
 
 /// One that has been idle for less is not thought idle if there is another choice.

@@ -304,11 +304,13 @@ impl Shared {
         let (open, now) = (self.open(), Instant::now());
         let idle = open.iter().filter_map(|(_, connection)| Some((connection.idle()?, connection)));
         // one that was told to close and did not, because a head had come, may be aborted
-        let idle = idle.filter(|((busy, _), connection)| {
+        let idle = idle.filter(|((busy, since), connection)| {
             let Stages { close, abort, .. } = connection.stages();
-            !abort.is_cancelled() && (*busy || !close.is_cancelled())
+            let told = abort.is_cancelled() || (!*busy && close.is_cancelled());
+            // what a new one asks is on its way
+            !told && now.duration_since(*since) >= MAKE_ROOM
         });
-        // a new one has had no time to ask
+        // nor is one of less than a second thought idle if there is another choice
         let rank = |(busy, since): (bool, Instant)| (busy || now.duration_since(since) < FRESH, since);
         idle.min_by_key(|(idle, _)| rank(*idle)).map(|(_, connection)| connection.clone())
     }
