@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::body::Begun;
 use super::framing::HeadEnd;
-use super::limits::{CLOSING_LINGER, LAST_MOMENT, LINGER, Limits, READ};
+use super::limits::{CLOSING_LINGER, LAST_MOMENT, LINGER, Limits, PIPELINED, READ};
 use super::port::Shared;
 use super::state::{Phase, State};
 use super::wire::{TIMED_OUT, Wire};
@@ -231,6 +231,9 @@ impl Connection {
 
     /// Whether the next request has been sent behind the one that is answered: then this answer is not the last.
     pub(super) fn next_waits(&self) -> bool {
+        if self.stop_began().is_some_and(|began| began.elapsed() > PIPELINED) {
+            return false;
+        }
         let state = self.state();
         matches!(state.phase, Phase::Answering) && (!state.held.is_empty() || self.has_unread())
     }
@@ -265,8 +268,8 @@ impl Connection {
     }
 
     pub(super) fn wire_is_gone(&self) {
-        let exchange = self.state().gone();
-        drop(exchange);
+        let held = self.state().gone(self.server().buffers.room());
+        drop(held);
         self.0.gone.notify_one();
     }
 
@@ -284,7 +287,8 @@ impl Connection {
         }
     }
 
-    fn made_room(&self) -> bool {
+    /// Whether it ends to make room for another.
+    pub(super) fn made_room(&self) -> bool {
         self.stages().close.is_cancelled() && self.stop_began().is_none()
     }
 

@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use tower::layer::layer_fn;
 
 use super::connection::{Connection, Stages};
-use super::limits::{BACKLOG, Buffers, Limits, MAKE_ROOM};
+use super::limits::{BACKLOG, Buffers, FRESH, Limits, MAKE_ROOM};
 use super::listener::bind;
 use super::request::NoteRoute;
 use crate::config::Config;
@@ -229,14 +229,18 @@ impl Shared {
     }
 
     fn longest_idle(&self) -> Option<Connection> {
-        let open = self.open();
+        let (open, now) = (self.open(), Instant::now());
         let idle = open.iter().filter_map(|(_, connection)| Some((connection.idle()?, connection)));
         // one that was told to close and did not, because a head had come, may be aborted
-        let idle = idle.filter(|((busy, _), connection)| {
+        let idle = idle.filter(|((busy, since), connection)| {
             let Stages { close, abort, .. } = connection.stages();
-            !abort.is_cancelled() && (*busy || !close.is_cancelled())
+            let told = abort.is_cancelled() || (!*busy && close.is_cancelled());
+            // what a new one asks is on its way
+            !told && now.duration_since(*since) >= MAKE_ROOM
         });
-        idle.min_by_key(|(idle, _)| *idle).map(|(_, connection)| connection.clone())
+        // nor is one of less than a second thought idle if there is another choice
+        let rank = |(busy, since): (bool, Instant)| (busy || now.duration_since(since) < FRESH, since);
+        idle.min_by_key(|(idle, _)| rank(*idle)).map(|(_, connection)| connection.clone())
     }
 
     /// Ends a connection that only waits for its peer, if another waits for its place.

@@ -9,7 +9,8 @@ use hyper::body::Incoming;
 
 use super::access::Exchange;
 use super::framing::{Chunks, HeadEnd};
-use super::limits::{HEAD_BUFFER, NoRoom, Room};
+use super::limits::{BLANK, HEAD_BUFFER, Room};
+use super::wire::{NO_REQUEST, NO_ROOM};
 
 /// What is under way on a connection.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ pub(super) struct State {
     unflushed: bool,
     exchange: Option<Exchange>,
     head: usize,
+    /// Bytes of empty lines before it.
+    blank: usize,
     pub(super) room: Room,
 }
 
@@ -116,6 +119,7 @@ impl State {
             unflushed: false,
             exchange: None,
             head: 0,
+            blank: 0,
             room,
         }
     }
@@ -126,14 +130,18 @@ impl State {
         self.since = Instant::now();
     }
 
-    /// Those of the bytes that belong to the request that is being read.
-    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<Range<usize>, NoRoom> {
+    /// Those of the bytes that belong to the request that is being read, or what its client is told last.
+    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<Range<usize>, &'static [u8]> {
         let mut begin = 0;
         if let Phase::Idle = self.phase {
             // empty lines before a request are nothing (RFC 9112, section 2.2)
             begin = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+            self.blank += begin;
+            if self.blank > BLANK {
+                return Err(NO_REQUEST);
+            }
             if begin < bytes.len() {
-                self.head = 0;
+                (self.head, self.blank) = (0, 0);
                 self.enter(Phase::Head(HeadEnd::default()));
             }
         }
@@ -143,7 +151,8 @@ impl State {
                 let end = end.find(ours);
                 self.head += end.unwrap_or(ours.len());
                 // hyper's buffer doubles, and stays as large as its largest head
-                self.room.grow_to(2 * self.head.saturating_sub(HEAD_BUFFER))?;
+                let bytes = 2 * self.head.saturating_sub(HEAD_BUFFER);
+                self.room.grow_to(bytes).map_err(|_no_room| NO_ROOM)?;
                 (end, Phase::HeadRead)
             }
             Phase::Body(body) => {
@@ -178,7 +187,9 @@ impl State {
             Phase::Answering => self.stalled.map(|since| (true, since)),
             Phase::Http2 if self.open == 0 => Some((false, self.since)),
             Phase::Http2 if self.open == self.reading + self.offered.len() => Some((true, self.heard)),
-            Phase::Http2 | Phase::Upgraded | Phase::Gone => None,
+            // all is said, and it lingers
+            Phase::Gone => Some((true, self.since)),
+            Phase::Http2 | Phase::Upgraded => None,
         }
     }
 
@@ -252,23 +263,23 @@ impl State {
         Some((self.exchange.take(), std::mem::take(&mut self.reread)))
     }
 
-    /// The wire is gone, and with it all that it was to write.
-    pub(super) fn gone(&mut self) -> Option<Exchange> {
+    /// The wire is gone, with all that it was to write and hyper's buffers. Returns what is to be dropped outside of the
+    /// lock; `nothing` takes the room's place.
+    pub(super) fn gone(&mut self, nothing: Room) -> (Option<Exchange>, Room) {
         self.enter(Phase::Gone);
-        self.exchange.take()
+        (self.exchange.take(), std::mem::replace(&mut self.room, nothing))
     }
 
     /// HTTP/2: what the connection is like now.
     pub(super) fn http2(&self) -> Http2 {
         let stalled = self.offered.iter().map(|(_, since)| *since).min();
-        Http2 { idle_since: (self.open == 0).then_some(self.since), heard: self.heard, stalled }
+        Http2 { idle_since: (self.open == 0).then_some(self.since), stalled }
     }
 }
 
 /// See [`State::http2`].
 pub(super) struct Http2 {
     pub(super) idle_since: Option<Instant>,
-    pub(super) heard: Instant,
     /// Since when an answer has not moved.
     pub(super) stalled: Option<Instant>,
 }

@@ -22,9 +22,11 @@ use super::limits::{LAST_MOMENT, READ};
 use super::socket;
 use super::state::Phase;
 
-/// Written to a peer whose head takes too long, and to one whose head finds no room. Nothing of an answer is on its way then.
+/// Written to a peer whose head takes too long, that sends only empty lines, or whose head finds no room. Nothing of an
+/// answer is on its way then.
 pub(super) const TIMED_OUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-const NO_ROOM: &[u8] =
+pub(super) const NO_REQUEST: &[u8] = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+pub(super) const NO_ROOM: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 /// A peer must take that much, or all there is, within `http.request_timeout`: a byte now and then is not enough.
@@ -159,9 +161,12 @@ impl Read for Wire {
                 &held[..held.len().min(buf.remaining())]
             };
             let mut state = this.connection.state();
-            let Ok(ours) = state.take(bytes) else {
-                drop(state);
-                return this.refuse(NO_ROOM);
+            let ours = match state.take(bytes) {
+                Ok(ours) => ours,
+                Err(answer) => {
+                    drop(state);
+                    return this.refuse(answer);
+                }
             };
             state.held = [&bytes[ours.end..], held.get(bytes.len()..).unwrap_or_default()].concat();
             drop(state);
