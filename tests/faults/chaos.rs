@@ -168,7 +168,7 @@ fn given(name: &str) -> Option<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_is_killed_frozen_and_cut_no_accepted_order_is_lost_doubled_or_out_of_order() {
+async fn chaos_loses_doubles_and_reorders_no_accepted_order() {
     let seed = given("CHAOS_SEED").unwrap_or_else(|| {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| u64::from(now.subsec_nanos()) + now.as_secs())
     });

@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status, transport::server::TcpIncoming};
 
 use crate::{
     all_settled,
-    catalogue::contract::{
+    catalog::contract::{
         GetProductRequest, ListProductsRequest, Product, ReserveRequest, ReserveResponse,
         catalog_server::{Catalog, CatalogServer},
     },

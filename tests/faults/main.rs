@@ -8,7 +8,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod catalogue;
+mod catalog;
 mod chaos;
 mod cluster;
 mod credentials;

@@ -30,7 +30,7 @@ async fn a_job_cut_off_by_a_crash_is_done_by_another_replica() {
 }
 
 #[tokio::test]
-async fn nothing_accepted_is_lost_and_nothing_ends_twice_whenever_it_crashes() {
+async fn whenever_it_crashes_nothing_is_lost_or_ends_twice() {
     let world = World::new().await;
     let mut accepted = Vec::new();
     for round in 0..6 {
