@@ -104,7 +104,7 @@ async fn a_stream_opened_during_the_delay_ends_as_well() {
 }
 
 #[tokio::test]
-async fn a_reader_on_a_connection_that_is_used_again_is_not_cut_short() {
+async fn a_reader_on_a_connection_used_again_gets_the_last_event() {
     let world = World::new().await;
     let service = world.stand().set("lifecycle.drain_delay", "3s").ready().await;
     let mut connection = Connection::h1(service.http().await).await.expect("it accepts");
