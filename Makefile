@@ -7,7 +7,7 @@ VERSION := $(shell git describe --always --dirty --tags 2>/dev/null || sed -n 's
 export SQLX_OFFLINE ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt prepare clean
+.PHONY: help run test test-quiet lint fmt prepare clean
 
 help: ## this list
 	@scripts/help $(MAKEFILE_LIST)
@@ -17,6 +17,13 @@ run: ## PostgreSQL, a gRPC peer and the service, until Ctrl-C
 
 test: ## every test: the real binary, a real PostgreSQL, a real gRPC peer, real signals
 	@scripts/with-postgres cargo test --locked -- $(addprefix --skip ,$(NEED_QUIET))
+
+# they measure how fast the machine is, so nothing else may run on it: `make test-quiet` does that
+NEED_QUIET := at_twice_the_load within_50_ms_at_p99 within_100_ms_at_p99
+
+test-quiet: ## the tests that need the machine to themselves, which `make test` leaves out
+	cargo build --locked --examples
+	@scripts/with-postgres cargo test --locked -- $(NEED_QUIET)
 
 lint: ## formatting, clippy, licences and sources of the dependencies, shell scripts, the queries' data
 	cargo fmt --check
@@ -57,19 +64,13 @@ smoke: docker catalog-image ## run the image read-only, unprivileged and in 32 M
 
 # --- The example under load, and on bad days ------------------------------------------------------------------------
 
-.PHONY: bench chaos e2e fuzz rollout-local test-quiet
+.PHONY: bench chaos e2e fuzz rollout-local
 
 # what brings an image into the cluster, what applies a folder to it, and where its port 30080 is reached from here
 IMAGE_LOAD    ?= kind load docker-image
 KUBE_APPLY    ?= kubectl apply -k
 ADDRESS       ?= 127.0.0.1:30080
 export IMAGE_LOAD KUBE_APPLY ADDRESS
-
-# they measure how fast the machine is, so nothing else may run on it: `make test-quiet` does that
-NEED_QUIET := at_twice_the_load within_50_ms_at_p99 within_100_ms_at_p99
-
-test-quiet: ## the tests that need the machine to themselves, which `make test` leaves out
-	@scripts/with-postgres cargo test --locked --test stopping --test orders -- $(NEED_QUIET)
 
 bench: ## ROWS="cached idle": what requests, connections and an idle process cost, beside stock parts; docs/benchmarks.md
 	@scripts/with-postgres scripts/bench $(ROWS)

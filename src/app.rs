@@ -27,11 +27,22 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 /// # Errors
 /// What keeps it from starting: a taken address, a malformed URL.
 pub fn serve(config: &Config, control: Control, telemetry: &Telemetry) -> anyhow::Result<ExitCode> {
+    serve_with(config, control, telemetry, |_, _, _| OpenApiRouter::new())
+}
+
+/// Routes beside those of the resources, and what they need.
+pub type Routes = fn(&Postgres, &Lifecycle, &Workers) -> OpenApiRouter;
+
+/// The same with more routes: the tests have their own, in `examples/stand`.
+///
+/// # Errors
+/// As those of [`serve`].
+pub fn serve_with(config: &Config, control: Control, telemetry: &Telemetry, more: Routes) -> anyhow::Result<ExitCode> {
     let main = lifecycle::main_runtime().context("cannot start the runtime")?;
     let lifecycle = Lifecycle::new(&config.lifecycle, &config.readiness);
     let (start, stop, reload) = {
         let _context = main.enter();
-        compose(config, &lifecycle, telemetry, control.handle(), main.handle())?
+        compose(config, &lifecycle, telemetry, control.handle(), main.handle(), more)?
     };
     Ok(control.run(&lifecycle, main, start, stop, reload))
 }
@@ -79,6 +90,7 @@ fn compose(
     telemetry: &Telemetry,
     control: &Handle,
     main: &Handle,
+    more: Routes,
 ) -> anyhow::Result<(impl Future<Output = anyhow::Result<()>> + Send + use<>, Plan, impl Fn() + Send + Sync + use<>)> {
     // the two ports: admin answers from here on, the public one only when all that follows is ready
     let http = Server::bind(Port::Public, config, lifecycle)?;
@@ -106,6 +118,7 @@ fn compose(
     let orders = Orders::new(&postgres, &catalog, lifecycle.in_flight());
     orders.start(config, lifecycle, &workers);
     let api = api.merge(Orders::api().with_state(orders));
+    let api = api.merge(more(&postgres, lifecycle, &workers));
     let router = server::docs::documented(api);
 
     let metrics = telemetry.metrics();

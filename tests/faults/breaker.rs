@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use service::grpc::{Error, Peer, Retry};
 
 use crate::{
-    catalogue::{contract, peer},
+    catalog::{contract, peer},
     support::{Catalog, eventually, ms, s},
 };
 

@@ -8,7 +8,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn readiness_leaves_after_failures_in_a_row_returns_with_one_success_and_liveness_never_moves() {
+async fn readiness_follows_the_database_and_liveness_does_not() {
     let world = World::new().await;
     let proxy = Proxy::before(world.database.address());
     let launch = world.service().set("database.url", world.database.url_at(proxy.address));
@@ -40,7 +40,7 @@ async fn readiness_leaves_after_failures_in_a_row_returns_with_one_success_and_l
 }
 
 #[tokio::test]
-async fn a_saturated_pool_stays_ready_and_probes_need_no_connection_of_it() {
+async fn a_saturated_pool_stays_ready_and_is_not_used_by_probes() {
     let world = World::new().await;
     let launch = world.service().set("database.statement_timeout", "60s").set("http.request_timeout", "60s");
     let launch = launch.set("readiness.failures", 1).set("readiness.timeout", "5s");
@@ -117,7 +117,7 @@ async fn what_the_database_undoes_for_anothers_sake_is_tried_again() {
 }
 
 #[tokio::test]
-async fn what_is_the_databases_fault_is_503_its_reason_is_logged_and_nothing_of_it_is_said() {
+async fn the_databases_fault_is_503_its_reason_only_in_the_log() {
     let world = World::new().await;
     let service = world.serve().await;
     let faults = [
@@ -194,7 +194,7 @@ async fn connections_that_an_administrator_ends_are_replaced() {
 }
 
 #[tokio::test]
-async fn too_many_connections_and_a_changed_password_are_503_until_they_are_mended() {
+async fn no_connection_left_or_a_changed_password_is_503_meanwhile() {
     let Some(cluster) = crate::cluster::Cluster::start().await else { return };
     let catalog = crate::support::Catalog::start().await;
     let mut owner = cluster.connect().await;

@@ -1,4 +1,4 @@
-//! A catalogue that fails every third call, whoever makes it.
+//! A catalog that fails every third call, whoever makes it.
 
 use std::{
     net::SocketAddr,
@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status, transport::server::TcpIncoming};
 
 use crate::{
     all_settled,
-    catalogue::contract::{
+    catalog::contract::{
         GetProductRequest, ListProductsRequest, Product, ReserveRequest, ReserveResponse,
         catalog_server::{Catalog, CatalogServer},
     },

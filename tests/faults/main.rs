@@ -9,7 +9,7 @@
 mod support;
 
 mod breaker;
-mod catalogue;
+mod catalog;
 mod chaos;
 mod clients;
 mod cluster;

@@ -47,7 +47,7 @@ impl Hosts {
     }
 }
 
-/// How many products a catalogue was asked for.
+/// How many products a catalog was asked for.
 fn asked(catalog: &Catalog) -> usize {
     catalog.calls("GetProduct", "sku", "SKU-1").len()
 }
@@ -59,7 +59,7 @@ async fn place_orders(service: &crate::Service, number: usize) {
 }
 
 #[tokio::test]
-async fn calls_are_spread_over_the_addresses_of_a_name_and_follow_its_changes() {
+async fn calls_are_spread_over_a_names_addresses_and_follow_changes() {
     let Some(hosts) = Hosts::new() else { return };
     let world = World::new().await;
     let port = free_address().port();

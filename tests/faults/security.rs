@@ -9,7 +9,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn every_answer_is_to_be_taken_as_what_it_says_it_is_and_kept_as_long_as_it_says() {
+async fn every_answer_has_the_headers_that_keep_it_safe() {
     let world = World::new().await;
     let service = world.serve().await;
     let id = order(&service, "SKU-1").await;
@@ -28,7 +28,7 @@ async fn every_answer_is_to_be_taken_as_what_it_says_it_is_and_kept_as_long_as_i
 }
 
 #[tokio::test]
-async fn the_databases_password_is_nowhere_whether_it_is_right_or_wrong() {
+async fn the_databases_password_is_nowhere_be_it_right_or_wrong() {
     let Some(cluster) = Cluster::start().await else { return };
     let catalog = Catalog::start().await;
     // trust: any password is right; a role that is not there: any is wrong

@@ -74,7 +74,7 @@ fn with(launch: Launch, setting: &str, value: &str) -> Launch {
 }
 
 #[tokio::test]
-async fn with_every_setting_at_its_smallest_and_at_its_largest_it_starts_and_serves() {
+async fn it_serves_with_every_setting_at_its_smallest_or_largest() {
     let world = World::new().await;
     let cases = EXTREMES.iter().flat_map(|(setting, [least, most])| [(setting, least), (setting, most)]);
     let run = stream::iter(cases).for_each_concurrent(3, async |(setting, value)| {

@@ -31,7 +31,7 @@ async fn ten_replicas_share_one_table_and_double_nothing() {
 }
 
 #[tokio::test]
-async fn replicas_that_crash_one_after_the_other_leave_every_order_settled_once() {
+async fn crashes_one_after_another_leave_every_order_settled_once() {
     let world = World::new().await;
     // four jobs hold a connection each
     let launch = || world.service().set("catalog.timeout", "5s").set("database.max_connections", 8).ready();
@@ -48,7 +48,7 @@ async fn replicas_that_crash_one_after_the_other_leave_every_order_settled_once(
 }
 
 #[tokio::test]
-async fn a_job_may_take_as_long_as_the_catalogue_may() {
+async fn a_job_may_take_as_long_as_the_catalog_may() {
     let world = World::new().await;
     let service = world.service().set("catalog.timeout", "20s").ready().await;
     // past the 10 s after which the database ends a transaction in which nothing happens
@@ -72,7 +72,7 @@ async fn poison_blocks_no_other_job() {
 }
 
 #[tokio::test]
-async fn a_clock_that_was_set_back_leaves_no_order_waiting_for_the_time_it_showed() {
+async fn a_clock_that_is_set_back_leaves_no_order_waiting() {
     let world = World::new().await;
     let service = world.serve().await;
     let id = order(&service, "FAIL-RESERVE-UNAVAILABLE-1000").await;

@@ -17,7 +17,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn a_job_cut_off_by_a_crash_is_done_by_another_replica() {
+async fn a_job_interrupted_by_a_crash_is_done_by_another_replica() {
     let world = World::new().await;
     let crashing = world.service().set("catalog.timeout", "30s").ready().await;
     let id = id(&order(&crashing, "SLOW-RESERVE-20000", 1).await);
@@ -30,7 +30,7 @@ async fn a_job_cut_off_by_a_crash_is_done_by_another_replica() {
 }
 
 #[tokio::test]
-async fn nothing_accepted_is_lost_and_nothing_ends_twice_whenever_it_crashes() {
+async fn whenever_it_crashes_nothing_is_lost_or_ends_twice() {
     let world = World::new().await;
     let mut accepted = Vec::new();
     for round in 0..6 {
@@ -86,7 +86,7 @@ async fn place_until_it_crashes(
 }
 
 #[tokio::test]
-async fn a_reader_cut_off_by_a_crash_misses_nothing() {
+async fn a_reader_interrupted_by_a_crash_misses_nothing() {
     let world = World::new().await;
     let (crashing, service) = tokio::join!(world.serve(), world.serve());
     let mut events = crate::all_events(&crashing).await;

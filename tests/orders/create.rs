@@ -66,7 +66,7 @@ async fn http_2_is_spoken_to_those_who_know() {
 }
 
 #[tokio::test]
-async fn the_catalogue_is_asked_within_the_time_that_the_caller_has() {
+async fn the_catalog_is_asked_within_the_time_that_the_caller_has() {
     let world = World::new().await;
     let service = world.service().set("catalog.timeout", "30s").set("http.request_timeout", "2s").ready().await;
     let reply = place(&service, "SLOW-20000", 1, None).await;
@@ -91,13 +91,13 @@ fn seconds(timeout: &str) -> Option<f64> {
 }
 
 #[tokio::test]
-async fn a_callers_trace_goes_on_in_the_catalogue() {
+async fn a_callers_trace_goes_on_in_the_catalog() {
     let world = World::new().await;
     passes_the_trace_on(&world, world.service()).await;
 }
 
 #[tokio::test]
-async fn a_callers_trace_goes_on_in_the_catalogue_where_traces_are_exported_too() {
+async fn a_callers_trace_goes_on_in_the_catalog_when_exported() {
     let world = World::new().await;
     let collector = format!("http://{}", free_address());
     passes_the_trace_on(&world, world.service().env("OTEL_EXPORTER_OTLP_ENDPOINT", collector)).await;
@@ -110,12 +110,12 @@ async fn passes_the_trace_on(world: &World, launch: Launch) {
     let request = post("/v1/orders", &body).with("traceparent", &format!("00-{trace}-00f067aa0ba902b7-01"));
     assert_eq!(service.send(request).await.status, 201);
     let asked = async || world.catalog().calls("GetProduct", "sku", "SKU-42").pop();
-    let call = eventually("the catalogue is asked", s(5), asked).await;
+    let call = eventually("the catalog is asked", s(5), asked).await;
     assert!(call.contains(trace), "{call}");
 }
 
 #[tokio::test]
-async fn a_transient_failure_of_the_catalogue_is_tried_again() {
+async fn a_transient_failure_of_the_catalog_is_tried_again() {
     let world = World::new().await;
     let service = world.serve().await;
     assert_eq!(place(&service, "FAIL-UNAVAILABLE-1", 1, None).await.status, 201);

@@ -64,7 +64,7 @@ async fn without_a_last_event_id_the_stream_begins_now() {
 }
 
 #[tokio::test]
-async fn a_stream_that_begins_before_the_database_was_ever_read_misses_nothing() {
+async fn a_stream_older_than_the_first_read_misses_nothing() {
     let world = World::new().await;
     let proxy = Proxy::before(world.database.address());
     proxy.refuse();
@@ -79,7 +79,7 @@ async fn a_stream_that_begins_before_the_database_was_ever_read_misses_nothing()
 }
 
 #[tokio::test]
-async fn who_comes_back_with_the_last_event_id_misses_nothing_on_any_replica() {
+async fn last_event_id_misses_nothing_on_any_replica() {
     let world = World::new().await;
     let (one, two) = tokio::join!(world.serve(), world.serve());
     let mut events = from_now(&one).await;

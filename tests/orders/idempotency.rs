@@ -32,7 +32,7 @@ async fn a_replayed_key_gets_it_from_every_replica() {
 }
 
 #[tokio::test]
-async fn a_replayed_key_gets_it_while_the_catalogue_is_down() {
+async fn a_replayed_key_gets_it_while_the_catalog_is_down() {
     let world = World::new().await;
     let service = world.serve().await;
     let first = place(&service, "SKU-1", 2, Some("key-1")).await;

@@ -20,6 +20,7 @@ mod plans;
 mod positions;
 mod products;
 mod retention;
+mod slow_readers;
 mod start;
 mod stop;
 mod websocket;

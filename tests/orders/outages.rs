@@ -84,7 +84,7 @@ async fn an_exhausted_pool_is_503_within_the_time_to_get_a_connection() {
 }
 
 #[tokio::test]
-async fn a_statement_that_takes_too_long_is_503_and_its_connection_is_not_lost() {
+async fn a_statement_that_takes_too_long_is_503_and_ends() {
     let world = World::new().await;
     let launch = world.service().set("database.max_connections", 1).set("database.statement_timeout", "300ms");
     let service = launch.set("worker.poll_interval", "1h").ready().await;
@@ -101,7 +101,7 @@ async fn a_statement_that_takes_too_long_is_503_and_its_connection_is_not_lost()
 }
 
 #[tokio::test]
-async fn while_the_catalogue_is_down_it_is_503_and_no_order_is_written() {
+async fn while_the_catalog_is_down_it_is_503_and_nothing_is_written() {
     let world = World::new().await;
     let service = world.serve().await;
     world.catalog().kill().await;
@@ -115,7 +115,7 @@ async fn while_the_catalogue_is_down_it_is_503_and_no_order_is_written() {
 }
 
 #[tokio::test]
-async fn a_catalogue_that_is_too_slow_is_504_within_its_timeout_and_no_order_is_written() {
+async fn a_slow_catalog_is_504_in_time_and_nothing_is_written() {
     let world = World::new().await;
     let service = world.service().set("catalog.timeout", "1s").ready().await;
     let asked = Instant::now();
@@ -127,7 +127,7 @@ async fn a_catalogue_that_is_too_slow_is_504_within_its_timeout_and_no_order_is_
 }
 
 #[tokio::test]
-async fn a_catalogue_that_is_frozen_is_504_within_its_timeout() {
+async fn a_frozen_catalog_is_504_within_its_timeout() {
     let world = World::new().await;
     let service = world.service().set("catalog.timeout", "1s").ready().await;
     world.catalog().signal(Signal::STOP);
@@ -140,7 +140,7 @@ async fn a_catalogue_that_is_frozen_is_504_within_its_timeout() {
 }
 
 #[tokio::test]
-async fn what_the_catalogue_says_is_told_apart() {
+async fn what_the_catalog_says_is_told_apart() {
     let world = World::new().await;
     let service = world.serve().await;
     for (sku, status) in [
@@ -153,7 +153,7 @@ async fn what_the_catalogue_says_is_told_apart() {
         assert_eq!(reply.status, status, "{sku}: {reply:?}");
         assert!(!reply.text().contains("as the sku says"), "its words are not for our callers: {reply:?}");
     }
-    // more often than would open the breaker, were it the catalogue's absence
+    // more often than would open the breaker, were it the catalog's absence
     for _ in 0..12 {
         let broken = place(&service, "FAIL-INTERNAL", 1, None).await;
         assert_eq!(broken.status, 502, "it is not this service that is broken: {broken:?}");
@@ -163,7 +163,7 @@ async fn what_the_catalogue_says_is_told_apart() {
 }
 
 #[tokio::test]
-async fn reads_go_on_while_the_catalogue_is_down() {
+async fn reads_go_on_while_the_catalog_is_down() {
     let world = World::new().await;
     let service = world.serve().await;
     let placed = order(&service, "SKU-1", 1).await;

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::support::{Catalog, Proxy, World, bounded, eventually, ms, s};
 
 #[tokio::test]
-async fn a_product_is_what_the_catalogue_says() {
+async fn a_product_is_what_the_catalog_says() {
     let world = World::new().await;
     let service = world.serve().await;
     let reply = service.get("/v1/products/SKU-12").await;
@@ -25,7 +25,7 @@ async fn an_unknown_product_is_404() {
 }
 
 #[tokio::test]
-async fn products_are_served_while_the_catalogue_is_down() {
+async fn products_are_served_while_the_catalog_is_down() {
     let world = World::new().await;
     let service = world.serve().await;
     world.catalog().kill().await;
@@ -69,7 +69,7 @@ async fn the_cache_is_read_again_in_the_background() {
 }
 
 #[tokio::test]
-async fn a_catalogue_that_comes_back_is_used_again() {
+async fn a_catalog_that_comes_back_is_used_again() {
     let world = World::new().await;
     let service = world.serve().await;
     let address = world.catalog().address.to_string();

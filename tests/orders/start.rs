@@ -9,7 +9,7 @@ async fn sigterm_while_it_warms_its_cache_is_a_clean_exit() {
     proxy.blackhole();
     let launch = world.service().set("catalog.endpoint", format!("http://{}", proxy.address));
     let service = launch.unset("lifecycle.drain_delay").spawn();
-    eventually("it asks the catalogue", s(5), async || proxy.connections() > 0).await;
+    eventually("it asks the catalog", s(5), async || proxy.connections() > 0).await;
     let asked = std::time::Instant::now();
     service.signal(Signal::TERM);
     let exit = service.exit(s(10)).await;
@@ -18,7 +18,7 @@ async fn sigterm_while_it_warms_its_cache_is_a_clean_exit() {
 }
 
 #[tokio::test]
-async fn it_waits_for_a_catalogue_that_comes_later() {
+async fn it_waits_for_a_catalog_that_comes_later() {
     let world = World::new().await;
     let address = world.catalog().address.to_string();
     world.catalog().kill().await;
@@ -27,7 +27,7 @@ async fn it_waits_for_a_catalogue_that_comes_later() {
         let checks = service.probe("/readyz").await.json();
         checks["checks"]["catalog"]["status"] == "fail" && checks["checks"]["postgres"]["status"] == "pass"
     };
-    eventually("the catalogue is named", s(5), checks).await;
+    eventually("the catalog is named", s(5), checks).await;
     let _late = Catalog::start_at(&address).await;
     service.ready_within(s(5)).await;
 }

@@ -1,100 +1,56 @@
-//! The stop, with work under way.
+//! The stop, with orders under way. What the server does with any request is in `tests/server/lifecycle`.
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
 use serde_json::json;
 
 use crate::{
-    all_events, becomes, history, id, order, place,
-    support::{Raw, Signal, Sse, WebSocket, World, eventually, s},
+    becomes, history, id, order,
+    support::{Event, Signal, Sse, World, eventually, s},
     told,
 };
 
 #[tokio::test]
-async fn a_request_under_way_is_answered() {
+async fn a_reader_goes_on_elsewhere_and_misses_and_repeats_nothing() {
     let world = World::new().await;
-    let service = world.service().set("catalog.timeout", "5s").ready().await;
-    let slow = place(&service, "SLOW-1500", 1, None);
-    let stop = async {
-        eventually("the catalogue is asked", s(5), async || {
-            !world.catalog().calls("GetProduct", "sku", "SLOW-1500").is_empty()
-        })
-        .await;
-        service.stop().await
+    let (first, second) = tokio::join!(world.serve(), world.serve());
+    let mut seen = Vec::new();
+    let placing = async {
+        let order = json!({ "sku": "SKU-1", "quantity": 1 });
+        for _ in 0..40 {
+            assert_eq!(second.post("/v1/orders", &order).await.status, 201);
+        }
     };
-    let (reply, exit) = tokio::join!(slow, stop);
-    assert_eq!(reply.status, 201);
-    assert_eq!(reply.header("connection").to_lowercase(), "close");
-    assert_eq!(exit.code, Some(0));
+    let reading = async {
+        let mut events = Sse::open(first.http().await, "/v1/orders/events", Some("0")).await;
+        seen.extend(events.next().await);
+        first.signal(Signal::TERM);
+        while let Some(event) = events.next().await {
+            seen.push(event);
+        }
+        let last = seen.last().map(|event| event.id.clone());
+        let mut events = Sse::open(second.http().await, "/v1/orders/events", last.as_deref()).await;
+        while seen.len() < 80 {
+            seen.push(events.next().await.expect("it goes on"));
+        }
+    };
+    tokio::join!(placing, reading);
+    let ids: Vec<u64> = seen.iter().map(|event| event.id.parse().expect("a number")).collect();
+    assert!(ids.is_sorted_by(|one, next| one < next), "{ids:?}");
+    assert_eq!(told_of_each(&seen), vec![["pending", "confirmed"]; 40]);
 }
 
-#[tokio::test]
-async fn a_request_that_outstays_its_budget_is_cut_and_named_and_the_exit_code_says_so() {
-    let world = World::new().await;
-    let launch = world.service().set("catalog.timeout", "60s").set("http.request_timeout", "60s");
-    let service = launch.set("lifecycle.drain_http", "700ms").ready().await;
-    let mut raw = Raw::connect(service.http().await).await;
-    let body = json!({ "sku": "SLOW-50000", "quantity": 1 }).to_string();
-    let head = "POST /v1/orders HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\ncontent-length";
-    raw.write(format!("{head}: {}\r\n\r\n{body}", body.len())).await;
-    eventually("the catalogue is asked", s(5), async || {
-        !world.catalog().calls("GetProduct", "sku", "SLOW-50000").is_empty()
-    })
-    .await;
-    assert_eq!(service.stop().await.code, Some(3));
-    assert_eq!(service.step("drain_http").outcome, "timeout");
-    assert_eq!(service.steps().len(), 8, "the steps after it are not skipped");
-    let left: Vec<_> = service.log().iter().filter_map(|line| line["left"].as_str().map(str::to_owned)).collect();
-    let named = left.iter().any(|left| left.contains("POST /v1/orders") && left.contains("127.0.0.1:"));
-    assert!(named, "what was cut is named, and whose it was: {left:?}");
-}
-
-#[tokio::test]
-async fn a_websocket_is_told_that_the_server_goes_away() {
-    let world = World::new().await;
-    let service = world.serve().await;
-    let mut socket = WebSocket::open(service.http().await, "/v1/orders/ws").await;
-    service.signal(Signal::TERM);
-    let frame = socket.close().await.expect("it has a reason");
-    assert_eq!(u16::from(frame.code), 1001);
-    assert_eq!(service.exit(s(10)).await.code, Some(0));
-}
-
-#[tokio::test]
-async fn a_stream_of_events_ends_between_two_events_and_goes_on_elsewhere() {
-    let world = World::new().await;
-    let (stopping, staying) = tokio::join!(world.serve(), world.serve());
-    let mut events = all_events(&stopping).await;
-    let first = id(&order(&staying, "SKU-1", 1).await);
-    let mut seen = vec![events.next().await.expect("an event")];
-    stopping.signal(Signal::TERM);
-    while let Some(event) = events.next().await {
-        seen.push(event);
+/// What was told of each order.
+fn told_of_each(events: &[Event]) -> Vec<Vec<&str>> {
+    let mut orders = BTreeMap::<String, Vec<&str>>::new();
+    for event in events {
+        orders.entry(event.json()["id"].to_string()).or_default().push(&event.event);
     }
-    assert_eq!(stopping.exit(s(10)).await.code, Some(0));
-
-    let second = id(&order(&staying, "SKU-2", 1).await);
-    let last = seen.last().expect("there is one").id.clone();
-    let mut events = Sse::open(staying.http().await, "/v1/orders/events", Some(&last)).await;
-    seen.extend(events.until(|event| event.event == "confirmed" && event.json()["id"] == second.as_str()).await);
-    assert_eq!(told(&seen, &first), ["pending", "confirmed"]);
-    assert_eq!(told(&seen, &second), ["pending", "confirmed"]);
+    orders.into_values().collect()
 }
 
 #[tokio::test]
-async fn streams_go_on_during_the_delay() {
-    let world = World::new().await;
-    let service = world.service().set("lifecycle.drain_delay", "2s").ready().await;
-    let mut events = all_events(&service).await;
-    service.signal(Signal::TERM);
-    service.phase("draining").await;
-    let placed = order(&service, "SKU-1", 1).await;
-    assert_eq!(events.next().await.expect("an event").json()["id"], placed["id"]);
-    assert!(service.ended().is_none());
-}
-
-#[tokio::test]
-async fn an_unready_service_takes_orders_and_leaves_their_work_to_others() {
+async fn an_unready_service_leaves_an_orders_work_to_others() {
     let world = World::new().await;
     let service = world.service().set("lifecycle.drain_delay", "2s").ready().await;
     service.signal(Signal::TERM);

@@ -43,7 +43,7 @@ async fn jobs_run_at_once() {
 }
 
 #[tokio::test]
-async fn jobs_that_wait_for_the_catalogue_leave_a_connection_to_requests() {
+async fn jobs_that_wait_for_the_catalog_leave_requests_a_connection() {
     let world = World::new().await;
     let launch = world.service().set("database.max_connections", 2).set("worker.concurrency", 4);
     let service = launch.set("catalog.timeout", "5s").set("database.acquire_timeout", "500ms").ready().await;
@@ -54,7 +54,7 @@ async fn jobs_that_wait_for_the_catalogue_leave_a_connection_to_requests() {
 }
 
 #[tokio::test]
-async fn an_order_waits_for_the_catalogue_and_is_confirmed_when_it_is_back() {
+async fn an_order_waits_for_the_catalog_to_be_confirmed() {
     let world = World::new().await;
     let service = world.service().set("readiness.catalog", "advisory").ready().await;
     let id = id(&order(&service, "FAIL-RESERVE-UNAVAILABLE", 1).await);
@@ -94,7 +94,7 @@ async fn a_job_that_never_works_blocks_no_other() {
 }
 
 #[tokio::test]
-async fn orders_placed_while_the_catalogue_is_away_are_done_when_it_is_back() {
+async fn orders_of_when_the_catalog_is_away_are_done_afterwards() {
     let world = World::new().await;
     let service = world.service().set("worker.poll_interval", "3s").ready().await;
     let address = world.catalog().address.to_string();

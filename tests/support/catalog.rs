@@ -1,17 +1,12 @@
-//! The catalogue: `examples/catalog`, which cargo builds along with the tests.
+//! The catalog: `examples/catalog`, which cargo builds along with the tests.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::Path, process::Command};
 
 use rustix::process::Signal;
 
-use super::{Output, Process, eventually, s};
+use super::{Output, Process, eventually, process::example, s};
 
-/// A running catalogue. Its source says how a sku makes it slow or failing.
+/// A running catalog. Its source says how a sku makes it slow or failing.
 #[derive(Debug)]
 pub(crate) struct Catalog {
     process: Process,
@@ -32,10 +27,10 @@ impl Catalog {
 
     /// Starts one at an address, such as that of one that was killed.
     pub(crate) async fn start_at(address: &str) -> Self {
-        let mut command = Command::new(binary());
+        let mut command = Command::new(example("catalog"));
         command.arg(address);
-        let process = Process::spawn("the catalogue", command, Output::Collected);
-        let address = eventually("the catalogue listens", s(10), async || {
+        let process = Process::spawn("the catalog", command, Output::Collected);
+        let address = eventually("the catalog listens", s(10), async || {
             let listening = "catalog listening on ";
             process.lines().iter().find_map(|line| line.text.strip_prefix(listening)?.parse().ok())
         });
@@ -70,17 +65,4 @@ impl Catalog {
         self.process.signal(Signal::KILL);
         self.process.exit(s(5)).await;
     }
-}
-
-/// Beside the folder of the test that runs: `target/<profile>/examples/catalog`.
-fn binary() -> PathBuf {
-    let test = std::env::current_exe().expect("a process knows its program");
-    let profile = test.ancestors().nth(2).expect("a test is in target/<profile>/deps");
-    let binary = profile.join("examples/catalog");
-    assert!(
-        binary.exists(),
-        "{} is missing: cargo test builds it unless it was told to build single tests; cargo build --example catalog does",
-        binary.display()
-    );
-    binary
 }

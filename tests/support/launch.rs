@@ -2,16 +2,19 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     net::{SocketAddr, TcpListener},
     process::Command,
     time::Duration,
 };
 
-use super::{Output, Process, Service, s};
+use super::{Output, Process, Service, process::example, s};
 
 /// A binary about to be started, with nothing in its environment that speaks to it but what is set here.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Launch {
+    /// Whether it is `examples/stand`.
+    stand: bool,
     /// What it is started under: `unshare --pid`, say.
     wrapper: Vec<String>,
     arguments: Vec<String>,
@@ -59,6 +62,12 @@ impl Launch {
     /// What a setting is.
     pub(crate) fn setting(&self, key: &str) -> Option<&str> {
         self.environment.get(&variable(key)).map(String::as_str)
+    }
+
+    /// Makes it `examples/stand`, which is the service with more routes and without commands.
+    pub(crate) fn stand(mut self) -> Self {
+        self.stand = true;
+        self
     }
 
     /// Its arguments.
@@ -113,8 +122,9 @@ impl Launch {
     }
 
     fn process(self) -> Process {
-        let binary = env!("CARGO_BIN_EXE_service").to_owned();
-        let mut words = self.wrapper.into_iter().chain([binary]).chain(self.arguments);
+        let binary = if self.stand { example("stand") } else { env!("CARGO_BIN_EXE_service").into() };
+        let words = self.wrapper.into_iter().map(OsString::from).chain([binary.into()]);
+        let mut words = words.chain(self.arguments.into_iter().map(OsString::from));
         let mut command = Command::new(words.next().expect("the binary is there"));
         for (name, _) in std::env::vars() {
             if ["APP_", "OTEL_", "PG", "RUST_LOG", "DATABASE_URL"].iter().any(|own| name.starts_with(own)) {

@@ -1,4 +1,4 @@
-//! The harness: the real binary, with a database and a catalogue of its own, and clients that look at it from outside.
+//! The harness: the real binary, with a database and a catalog of its own, and clients that look at it from outside.
 //!
 //! ```ignore
 //! let world = World::new().await;
@@ -43,7 +43,7 @@ pub(crate) use self::{
     launch::{Finished, Launch, free_address},
     process::{Exit, Output, Process},
     proxy::Proxy,
-    raw::{End, Raw},
+    raw::{End, Raw, narrow},
     service::{Entry, STEPS, Service, Step},
     streams::{Event, Sse, WebSocket},
     world::World,

@@ -7,6 +7,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::process::ExitStatusExt,
     },
+    path::PathBuf,
     process::{Child, ChildStdout, Command, Stdio},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     thread::{self, JoinHandle},
@@ -148,6 +149,20 @@ impl Drop for Process {
             }
         }
     }
+}
+
+/// A program that cargo builds along with the tests, `target/<profile>/examples/…`: beside the folder of the test that
+/// runs.
+pub(crate) fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a process knows its program");
+    let profile = test.ancestors().nth(2).expect("a test is in target/<profile>/deps");
+    let binary = profile.join("examples").join(name);
+    assert!(
+        binary.exists(),
+        "{} is missing: cargo test builds it unless it was told to build single tests; cargo build --examples does",
+        binary.display()
+    );
+    binary
 }
 
 /// What a process wrote. Its pipes are read by threads, for a test that is busy must not stop them from being emptied,

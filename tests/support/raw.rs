@@ -5,7 +5,7 @@ use std::{io::ErrorKind, net::SocketAddr, time::Duration};
 use hyper::{HeaderMap, Version, body::Bytes, header::HeaderName, http::HeaderValue};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 
 use super::{Reply, bounded, s};
@@ -175,4 +175,11 @@ fn parse(head: &str) -> Option<Reply> {
         headers.append(name, HeaderValue::from_str(value.trim()).ok()?);
     }
     Some(Reply { status, version, headers, body: Bytes::new() })
+}
+
+/// A connection whose kernel takes no more than a few kilobytes that nobody reads.
+pub(crate) async fn narrow(address: SocketAddr) -> Raw {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("it is new");
+    Raw::over(socket.connect(address).await.unwrap_or_else(|error| panic!("{address}: {error}")))
 }

@@ -1,24 +1,41 @@
 //! What a service needs around it.
 
+use std::any::Any;
+
+use tokio::sync::RwLock;
+
 use super::{Catalog, Database, Launch};
 
-/// A database and a catalogue, and services started on them.
+/// Held by every test of a crate: shared by most, alone by those that measure.
+static MACHINE: RwLock<()> = RwLock::const_new(());
+
+/// A database and a catalog, and services started on them.
 #[derive(Debug)]
 pub(crate) struct World {
     /// The database.
     pub(crate) database: Database,
     catalog: Option<Catalog>,
+    _turn: Box<dyn Any + Send + Sync>,
 }
 
 impl World {
-    /// A migrated database, and the catalogue where there is one.
+    /// A migrated database, and the catalog where there is one.
     pub(crate) async fn new() -> Self {
-        let database = Database::migrated().await;
-        let catalog = if Catalog::exists() { Some(Catalog::start().await) } else { None };
-        Self { database, catalog }
+        Self::during(MACHINE.read().await).await
     }
 
-    /// The catalogue.
+    /// The same while no other test of this crate runs, for those that measure time or memory.
+    pub(crate) async fn alone() -> Self {
+        Self::during(MACHINE.write().await).await
+    }
+
+    async fn during(turn: impl Any + Send + Sync) -> Self {
+        let database = Database::migrated().await;
+        let catalog = if Catalog::exists() { Some(Catalog::start().await) } else { None };
+        Self { database, catalog, _turn: Box::new(turn) }
+    }
+
+    /// The catalog.
     pub(crate) fn catalog(&self) -> &Catalog {
         self.catalog.as_ref().expect("examples/catalog is there")
     }
@@ -39,6 +56,11 @@ impl World {
             Some(catalog) => launch.set("catalog.endpoint", catalog.endpoint()),
             None => launch.set("readiness.catalog", "advisory"),
         }
+    }
+
+    /// The same with the routes of `examples/stand`.
+    pub(crate) fn stand(&self) -> Launch {
+        self.service().stand()
     }
 
     /// Such a service, ready.

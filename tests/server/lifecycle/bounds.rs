@@ -3,16 +3,16 @@
 
 use std::time::Instant;
 
-use crate::{
-    CHEAP, Stage, alone, count, counted, kept, narrow, order, post, slow,
-    support::{End, Launch, Raw, Service, http2, http2::Http2, ms, os::cpu_time, s},
-    timed_out, world,
+use super::{
+    CHEAP, count, counted, echo, kept, post, slow,
+    support::{End, Launch, Raw, Service, World, http2, http2::Http2, ms, narrow, os::cpu_time, s},
+    timed_out,
 };
 
 /// Half a second for everything.
-async fn strict(stage: &Stage) -> Service {
-    let launch = stage.service().set("http.header_timeout", "500ms").set("http.request_timeout", "500ms");
-    launch.set("http.idle_timeout", "700ms").set("catalog.timeout", "20s").ready().await
+async fn strict(world: &World) -> Service {
+    let launch = world.stand().set("http.header_timeout", "500ms").set("http.request_timeout", "500ms");
+    launch.set("http.idle_timeout", "700ms").ready().await
 }
 
 /// That half second has passed since then, and not the five or ten it would be by default.
@@ -34,8 +34,8 @@ async fn dribble(raw: &mut Raw, bytes: &str) -> u16 {
 
 #[tokio::test]
 async fn a_first_byte_that_does_not_come_ends_the_connection() {
-    let stage = world().await;
-    let service = strict(&stage).await;
+    let world = World::new().await;
+    let service = strict(&world).await;
     let (began, mut raw) = (Instant::now(), Raw::connect(service.http().await).await);
     assert_eq!(raw.ends().await, End::Clean);
     was_in_time(began);
@@ -44,8 +44,8 @@ async fn a_first_byte_that_does_not_come_ends_the_connection() {
 
 #[tokio::test]
 async fn a_head_that_does_not_end_is_408() {
-    let stage = world().await;
-    let service = strict(&stage).await;
+    let world = World::new().await;
+    let service = strict(&world).await;
     let (began, mut raw) = (Instant::now(), Raw::connect(service.http().await).await);
     raw.write("GET / HTTP/1.1\r\nhost: te").await;
     let reply = raw.reply().await;
@@ -57,8 +57,8 @@ async fn a_head_that_does_not_end_is_408() {
 
 #[tokio::test]
 async fn a_byte_of_a_head_now_and_then_is_no_progress() {
-    let stage = world().await;
-    let service = strict(&stage).await;
+    let world = World::new().await;
+    let service = strict(&world).await;
     let (began, mut raw) = (Instant::now(), Raw::connect(service.http().await).await);
     assert_eq!(dribble(&mut raw, "GET / HTTP/1.1\r\nx: yyyyyyyyyyyyy").await, 408);
     was_in_time(began);
@@ -67,8 +67,8 @@ async fn a_byte_of_a_head_now_and_then_is_no_progress() {
 
 #[tokio::test]
 async fn a_byte_of_a_second_head_now_and_then_is_no_progress() {
-    let stage = world().await;
-    let service = strict(&stage).await;
+    let world = World::new().await;
+    let service = strict(&world).await;
     let (mut raw, began) = (kept(&service).await, Instant::now());
     assert_eq!(dribble(&mut raw, "GET / HTTP/1.1\r\nx: yyyyyyyyyyyyyyy").await, 408);
     was_in_time(began);
@@ -77,21 +77,21 @@ async fn a_byte_of_a_second_head_now_and_then_is_no_progress() {
 
 #[tokio::test]
 async fn a_head_has_its_whole_time_however_late_its_first_byte_comes() {
-    let stage = world().await;
-    let service = stage.service().set("http.header_timeout", "3s").ready().await;
+    let world = World::new().await;
+    let service = world.stand().set("http.header_timeout", "3s").ready().await;
     let mut raw = Raw::connect(service.http().await).await;
     tokio::time::sleep(s(2)).await;
     // P may also be the beginning of HTTP/2.
     raw.write("P").await;
     tokio::time::sleep(s(2)).await;
-    raw.write(&order("SKU-1")[1..]).await;
+    raw.write(&echo()[1..]).await;
     assert_eq!(raw.reply().await.status, 201);
 }
 
 #[tokio::test]
 async fn half_an_http_2_preface_ends_the_connection() {
-    let stage = world().await;
-    let service = strict(&stage).await;
+    let world = World::new().await;
+    let service = strict(&world).await;
     let mut raw = Raw::connect(service.http().await).await;
     raw.write(&http2::PREFACE[..20]).await;
     assert_eq!(raw.rest().await.1, End::Clean);
@@ -100,10 +100,10 @@ async fn half_an_http_2_preface_ends_the_connection() {
 
 #[tokio::test]
 async fn a_body_that_does_not_come_is_408() {
-    let stage = world().await;
-    let service = strict(&stage).await;
+    let world = World::new().await;
+    let service = strict(&world).await;
     let mut raw = Raw::connect(service.http().await).await;
-    raw.write(post("/v1/orders", "content-length: 100") + "{").await;
+    raw.write(post("/echo", "content-length: 100") + "{").await;
     let reply = raw.reply().await;
     assert_eq!((reply.status, reply.header("connection")), (408, "close"));
     reply.problem();
@@ -113,11 +113,11 @@ async fn a_body_that_does_not_come_is_408() {
 
 #[tokio::test]
 async fn a_byte_of_a_body_now_and_then_is_no_progress() {
-    let stage = world().await;
-    let service = strict(&stage).await;
+    let world = World::new().await;
+    let service = strict(&world).await;
     let mut raw = Raw::connect(service.http().await).await;
     let began = Instant::now();
-    raw.write(post("/v1/orders", "content-length: 60000")).await;
+    raw.write(post("/echo", "content-length: 60000")).await;
     assert_eq!(dribble(&mut raw, " ").await, 408);
     was_in_time(began);
     timed_out(&service, "body").await;
@@ -125,10 +125,10 @@ async fn a_byte_of_a_body_now_and_then_is_no_progress() {
 
 #[tokio::test]
 async fn a_body_that_does_not_come_over_http_2_is_408() {
-    let stage = world().await;
-    let service = strict(&stage).await;
+    let world = World::new().await;
+    let service = strict(&world).await;
     let mut connection = Http2::connect(service.http().await, &[]).await;
-    connection.post_head(1, "/v1/orders").await;
+    connection.post_head(1, "/echo").await;
     let head = connection.until(|frame| frame.kind == http2::kind::HEADERS).await;
     assert_eq!(head.map(|head| head.status()), Ok(408));
     timed_out(&service, "body").await;
@@ -136,8 +136,8 @@ async fn a_body_that_does_not_come_over_http_2_is_408() {
 
 #[tokio::test]
 async fn an_idle_connection_ends_with_fin() {
-    let stage = world().await;
-    let service = strict(&stage).await;
+    let world = World::new().await;
+    let service = strict(&world).await;
     let (began, mut raw) = (Instant::now(), kept(&service).await);
     assert_eq!(raw.ends().await, End::Clean);
     assert!((ms(650)..ms(1600)).contains(&began.elapsed()), "{:?}", began.elapsed());
@@ -146,8 +146,8 @@ async fn an_idle_connection_ends_with_fin() {
 
 #[tokio::test]
 async fn an_idle_http_2_connection_is_told_to_go_away() {
-    let stage = world().await;
-    let service = strict(&stage).await;
+    let world = World::new().await;
+    let service = strict(&world).await;
     let mut connection = Http2::connect(service.http().await, &[]).await;
     connection.get(1, CHEAP).await;
     connection.until(http2::Frame::ends_stream).await.expect("an answer");
@@ -161,8 +161,8 @@ async fn an_idle_http_2_connection_is_told_to_go_away() {
 
 #[tokio::test]
 async fn idle_connections_cost_no_time() {
-    let stage = alone().await;
-    let service = stage.service().set("http.idle_timeout", "200ms").ready().await;
+    let world = World::alone().await;
+    let service = world.stand().set("http.idle_timeout", "200ms").ready().await;
     let (mut plain, mut connections) = (Vec::new(), Vec::new());
     for _ in 0..20 {
         plain.push(Raw::connect(service.http().await).await);
@@ -186,8 +186,8 @@ async fn an_idle_connection_outlasts_a_load_balancers() {
 
 #[tokio::test]
 async fn an_answer_that_takes_too_long_is_504() {
-    let stage = world().await;
-    let service = strict(&stage).await;
+    let world = World::new().await;
+    let service = strict(&world).await;
     let (began, mut raw) = (Instant::now(), Raw::connect(service.http().await).await);
     raw.write(slow(5000)).await;
     let reply = raw.reply().await;
@@ -198,11 +198,11 @@ async fn an_answer_that_takes_too_long_is_504() {
 
 #[tokio::test]
 async fn a_client_that_takes_no_bytes_of_its_answer_is_gone() {
-    let stage = world().await;
-    let service = strict(&stage).await;
+    let world = World::new().await;
+    let service = strict(&world).await;
     let mut raw = narrow(service.http().await).await;
     for _ in 0..3 {
-        raw.get("/docs/swagger-ui-bundle.js").await;
+        raw.get("/large").await;
     }
     let began = Instant::now();
     timed_out(&service, "write").await;
@@ -211,8 +211,8 @@ async fn a_client_that_takes_no_bytes_of_its_answer_is_gone() {
 
 #[tokio::test]
 async fn a_head_that_is_too_large_is_431() {
-    let stage = world().await;
-    let service = stage.serve().await;
+    let world = World::new().await;
+    let service = world.stand().ready().await;
     let mut raw = Raw::connect(service.http().await).await;
     raw.write(format!("GET / HTTP/1.1\r\nhost: test\r\nx: {}\r\n\r\n", "y".repeat(100_000))).await;
     assert_eq!(raw.reply().await.status, 431);
@@ -222,8 +222,8 @@ async fn a_head_that_is_too_large_is_431() {
 
 #[tokio::test]
 async fn a_head_of_too_many_fields_is_431() {
-    let stage = world().await;
-    let service = stage.serve().await;
+    let world = World::new().await;
+    let service = world.stand().ready().await;
     let mut raw = Raw::connect(service.http().await).await;
     raw.write(format!("GET / HTTP/1.1\r\nhost: test\r\n{}\r\n", "x: y\r\n".repeat(1000))).await;
     assert_eq!(raw.reply().await.status, 431);
@@ -232,12 +232,12 @@ async fn a_head_of_too_many_fields_is_431() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_too_large_is_413_and_the_answer_arrives_whatever_is_still_sent() {
-    let stage = world().await;
-    let service = stage.service().set("http.body_limit", "64KiB").ready().await;
+async fn a_body_that_is_too_large_is_413_and_the_answer_arrives() {
+    let world = World::new().await;
+    let service = world.stand().set("http.body_limit", "64KiB").ready().await;
     for headers in ["content-length: 4000000", "transfer-encoding: chunked"] {
         let mut raw = Raw::connect(service.http().await).await;
-        raw.write(post("/v1/orders", headers) + "3d0900\r\n" + &" ".repeat(300_000)).await;
+        raw.write(post("/echo", headers) + "3d0900\r\n" + &" ".repeat(300_000)).await;
         assert_eq!(raw.reply().await.status, 413, "{headers}");
         assert_eq!(raw.ends().await, End::Clean, "{headers}");
     }
@@ -247,8 +247,8 @@ async fn a_body_that_is_too_large_is_413_and_the_answer_arrives_whatever_is_stil
 
 #[tokio::test]
 async fn what_is_no_http_is_400() {
-    let stage = world().await;
-    let service = stage.serve().await;
+    let world = World::new().await;
+    let service = world.stand().ready().await;
     for bytes in [
         "\0\0\0\0\r\n\r\n",
         "GET / HTTP/9.9\r\n\r\n",

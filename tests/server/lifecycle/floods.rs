@@ -2,21 +2,21 @@
 
 use std::time::Instant;
 
-use crate::{
-    CHEAP, Stage, counted, narrow, serves,
+use super::{
+    CHEAP, counted, serves,
     support::{
-        Raw, Service, WebSocket, eventually,
+        Raw, Service, WebSocket, World, eventually,
         http2::{END_HEADERS, END_STREAM, Http2, field, frame, get_head, kind},
-        ms, os, s,
+        ms, narrow, os, s,
     },
-    timed_out, world,
+    timed_out,
 };
 
 const MIB: u64 = 1024 * 1024;
 
 /// A service that was used a little, and its memory then.
-async fn warm(stage: &Stage) -> (Service, u64) {
-    let service = stage.service().set("http.request_timeout", "1s").ready().await;
+async fn warm(world: &World) -> (Service, u64) {
+    let service = world.stand().set("http.request_timeout", "1s").ready().await;
     for _ in 0..50 {
         serves(&service).await;
     }
@@ -33,9 +33,9 @@ async fn is_unharmed(service: &Service, before: u64, mib: u64) {
 }
 
 #[tokio::test]
-async fn an_http_2_rapid_reset_ends_that_connection_and_harms_no_other() {
-    let stage = world().await;
-    let (service, before) = warm(&stage).await;
+async fn an_http_2_rapid_reset_harms_no_other_connection() {
+    let world = World::new().await;
+    let (service, before) = warm(&world).await;
     let mut connection = Http2::connect(service.http().await, &[]).await;
     let reset = |stream: u32| {
         let open = frame(kind::HEADERS, END_STREAM | END_HEADERS, stream, &get_head(CHEAP));
@@ -56,9 +56,9 @@ async fn an_http_2_rapid_reset_ends_that_connection_and_harms_no_other() {
 }
 
 #[tokio::test]
-async fn a_flood_of_headers_on_many_connections_is_held_in_little_memory() {
-    let stage = world().await;
-    let (service, before) = warm(&stage).await;
+async fn a_flood_of_headers_is_held_in_little_memory() {
+    let world = World::new().await;
+    let (service, before) = warm(&world).await;
     let mut clients = Vec::new();
     for _ in 0..100 {
         let mut raw = Raw::connect(service.http().await).await;
@@ -77,8 +77,8 @@ async fn a_flood_of_headers_on_many_connections_is_held_in_little_memory() {
 
 #[tokio::test]
 async fn an_http_2_head_that_unpacks_to_megabytes_is_not_unpacked() {
-    let stage = world().await;
-    let (service, before) = warm(&stage).await;
+    let world = World::new().await;
+    let (service, before) = warm(&world).await;
     // A field of 4,000 bytes that goes into the table, and then its place there, a byte each.
     let mut head = get_head(CHEAP);
     head.extend([0x40, 1, b'x', 0x7f, 0xa1, 0x1e]);
@@ -99,8 +99,8 @@ async fn an_http_2_head_that_unpacks_to_megabytes_is_not_unpacked() {
 
 #[tokio::test]
 async fn an_http_2_head_that_never_ends_ends_its_connection() {
-    let stage = world().await;
-    let (service, before) = warm(&stage).await;
+    let world = World::new().await;
+    let (service, before) = warm(&world).await;
     let mut connection = Http2::connect(service.http().await, &[]).await;
     connection.write(kind::HEADERS, END_STREAM, 1, &get_head(CHEAP)).await;
     let more = frame(kind::CONTINUATION, 0, 1, &field("x", &"y".repeat(120)).repeat(100));
@@ -115,8 +115,8 @@ async fn an_http_2_head_that_never_ends_ends_its_connection() {
 
 #[tokio::test]
 async fn a_flood_of_pings_is_answered_from_little_memory() {
-    let stage = world().await;
-    let (service, before) = warm(&stage).await;
+    let world = World::new().await;
+    let (service, before) = warm(&world).await;
     let mut connection = Http2::over(narrow(service.http().await).await.stream, &[]).await;
     // Nothing of the answers is read.
     let pings = frame(kind::PING, 0, 0, &[0; 8]).repeat(1000);
@@ -131,9 +131,9 @@ async fn a_flood_of_pings_is_answered_from_little_memory() {
 
 #[tokio::test]
 async fn a_huge_message_on_a_websocket_is_1009() {
-    let stage = world().await;
-    let (service, before) = warm(&stage).await;
-    let mut socket = WebSocket::open(service.http().await, "/v1/orders/ws").await;
+    let world = World::new().await;
+    let (service, before) = warm(&world).await;
+    let mut socket = WebSocket::open(service.http().await, "/ws").await;
     let message = tokio_tungstenite::tungstenite::Message::binary(vec![0; 200_000]);
     let _ = futures_util::SinkExt::send(&mut socket.inner, message).await;
     assert_eq!(socket.close().await.map(|frame| u16::from(frame.code)), Some(1009));
@@ -142,9 +142,9 @@ async fn a_huge_message_on_a_websocket_is_1009() {
 
 #[tokio::test]
 async fn a_frame_that_only_says_it_is_huge_is_1009_before_it_comes() {
-    let stage = world().await;
-    let (service, before) = warm(&stage).await;
-    let mut socket = WebSocket::open(service.http().await, "/v1/orders/ws").await;
+    let world = World::new().await;
+    let (service, before) = warm(&world).await;
+    let mut socket = WebSocket::open(service.http().await, "/ws").await;
     // A masked binary frame of 4 GiB, of which there is nothing yet.
     let head = [&[0x82, 0xff][..], &(1_u64 << 32).to_be_bytes(), &[0; 4]].concat();
     tokio::io::AsyncWriteExt::write_all(socket.inner.get_mut(), &head).await.expect("it is open");
@@ -153,14 +153,13 @@ async fn a_frame_that_only_says_it_is_huge_is_1009_before_it_comes() {
 }
 
 #[tokio::test]
-async fn slow_readers_of_events_are_dropped_with_a_reason_and_never_buffered_without_limit() {
-    let stage = world().await;
-    let (service, before) = warm(&stage).await;
-    crate::sse::write_events(&stage, 10_000).await;
+async fn slow_readers_of_events_are_dropped_with_a_reason() {
+    let world = World::new().await;
+    let (service, before) = warm(&world).await;
     let mut slow = Vec::new();
     for _ in 0..20 {
         let mut raw = narrow(service.http().await).await;
-        raw.write("GET /v1/orders/events HTTP/1.1\r\nhost: test\r\nlast-event-id: 0\r\n\r\n").await;
+        raw.write("GET /events?count=10000 HTTP/1.1\r\nhost: test\r\n\r\n").await;
         slow.push(raw);
     }
     counted(&service, "http_server_timeouts_total", &[("bound", "write")], 20.0).await;
@@ -172,13 +171,10 @@ async fn slow_readers_of_events_are_dropped_with_a_reason_and_never_buffered_wit
 
 #[tokio::test]
 async fn a_slow_reader_of_events_over_http_2_is_dropped_with_a_reason() {
-    let stage = world().await;
-    let (service, before) = warm(&stage).await;
-    crate::sse::write_events(&stage, 5000).await;
+    let world = World::new().await;
+    let (service, before) = warm(&world).await;
     let mut connection = Http2::connect(service.http().await, &[]).await;
-    let mut head = get_head("/v1/orders/events");
-    head.extend(field("last-event-id", "0"));
-    connection.write(kind::HEADERS, END_STREAM | END_HEADERS, 1, &head).await;
+    connection.get(1, "/events?count=5000").await;
     // Reads everything, and lets the server send no more than the first 64 KiB of it.
     let polite = tokio::spawn(async move { connection.rest().await });
     eventually("it streams", s(5), async || service.metric("in_flight", &[("kind", "sse")]).await == Some(1.0)).await;
@@ -189,11 +185,10 @@ async fn a_slow_reader_of_events_over_http_2_is_dropped_with_a_reason() {
 
 #[tokio::test]
 async fn a_slow_reader_of_a_websocket_is_dropped() {
-    let stage = world().await;
-    let (service, before) = warm(&stage).await;
-    crate::sse::write_events(&stage, 10_000).await;
+    let world = World::new().await;
+    let (service, before) = warm(&world).await;
     let mut raw = narrow(service.http().await).await;
-    let head = "GET /v1/orders/ws?after=0 HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: websocket";
+    let head = "GET /ws?count=10000 HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: websocket";
     raw.write(format!("{head}\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n\r\n"))
         .await;
     timed_out(&service, "write").await;

@@ -6,16 +6,15 @@ use futures_util::{SinkExt, StreamExt};
 use tokio::io::AsyncReadExt;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::{
+use super::{
     count, drain,
-    support::{End, Raw, Service, WebSocket, bounded, eventually, ms, s},
-    world,
+    support::{End, Raw, Service, WebSocket, World, bounded, eventually, ms, s},
 };
 
 /// A WebSocket of bytes: it answers nothing by itself.
 async fn upgraded(service: &Service) -> Raw {
     let mut raw = Raw::connect(service.http().await).await;
-    let head = "GET /v1/orders/ws HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: websocket";
+    let head = "GET /ws HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: websocket";
     raw.write(format!("{head}\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n\r\n"))
         .await;
     assert_eq!(raw.head().await.status, 101);
@@ -44,9 +43,9 @@ async fn drained(service: &Service) -> Duration {
 
 #[tokio::test]
 async fn the_client_is_told_1001_and_the_connection_ends_with_fin() {
-    let stage = world().await;
-    let service = stage.serve().await;
-    let mut socket = WebSocket::open(service.http().await, "/v1/orders/ws").await;
+    let world = World::new().await;
+    let service = world.stand().ready().await;
+    let mut socket = WebSocket::open(service.http().await, "/ws").await;
     drain(&service).await;
     let frame = socket.close().await.expect("it has a reason");
     assert_eq!(u16::from(frame.code), 1001);
@@ -57,21 +56,21 @@ async fn the_client_is_told_1001_and_the_connection_ends_with_fin() {
 
 #[tokio::test]
 async fn during_the_delay_it_goes_on() {
-    let stage = world().await;
-    let service = stage.service().set("lifecycle.drain_delay", "10s").ready().await;
-    let mut old = WebSocket::open(service.http().await, "/v1/orders/ws").await;
+    let world = World::new().await;
+    let service = world.stand().set("lifecycle.drain_delay", "10s").ready().await;
+    let mut old = WebSocket::open(service.http().await, "/ws").await;
     drain(&service).await;
-    let mut new = WebSocket::open(service.http().await, "/v1/orders/ws").await;
-    let order = service.post("/v1/orders", &serde_json::json!({ "sku": "SKU-1", "quantity": 1 })).await.json();
+    let mut new = WebSocket::open(service.http().await, "/ws").await;
+    let echo = service.post("/echo", &serde_json::json!({})).await.json();
     for socket in [&mut old, &mut new] {
-        assert_eq!(socket.next().await.expect("a message")["id"], order["id"]);
+        assert_eq!(socket.next().await.expect("a message")["id"], echo["id"]);
     }
 }
 
 #[tokio::test]
 async fn the_echo_is_awaited_for_a_second() {
-    let stage = world().await;
-    let service = stage.serve().await;
+    let world = World::new().await;
+    let service = world.stand().ready().await;
     let mut mute = upgraded(&service).await;
     drain(&service).await;
     assert_eq!(close_code(&mut mute).await, 1001);
@@ -82,8 +81,8 @@ async fn the_echo_is_awaited_for_a_second() {
 
 #[tokio::test]
 async fn a_late_echo_is_heard() {
-    let stage = world().await;
-    let service = stage.serve().await;
+    let world = World::new().await;
+    let service = world.stand().ready().await;
     let mut late = upgraded(&service).await;
     drain(&service).await;
     assert_eq!(close_code(&mut late).await, 1001);
@@ -97,10 +96,10 @@ async fn a_late_echo_is_heard() {
 }
 
 #[tokio::test]
-async fn a_client_that_talks_on_instead_of_echoing_holds_it_up_for_no_longer() {
-    let stage = world().await;
-    let service = stage.serve().await;
-    let mut socket = WebSocket::open(service.http().await, "/v1/orders/ws").await;
+async fn a_client_that_talks_on_holds_it_up_for_no_longer() {
+    let world = World::new().await;
+    let service = world.stand().ready().await;
+    let mut socket = WebSocket::open(service.http().await, "/ws").await;
     drain(&service).await;
     let talking = async {
         while socket.inner.send(Message::text("and another thing")).await.is_ok() {
@@ -113,13 +112,13 @@ async fn a_client_that_talks_on_instead_of_echoing_holds_it_up_for_no_longer() {
 
 #[tokio::test]
 async fn its_handler_has_finished_before_the_database_closes() {
-    let stage = world().await;
-    let service = stage.serve().await;
+    let world = World::new().await;
+    let service = world.stand().ready().await;
     let _mute = upgraded(&service).await;
     drain(&service).await;
     eventually("it stops accepting", s(5), async || service.steps().len() >= 3).await;
     assert_eq!(service.metric("in_flight", &[("kind", "websocket")]).await, Some(1.0));
-    assert!(stage.database.backends().await > 0, "which is still there");
+    assert!(world.database.backends().await > 0, "which is still there");
     assert!(drained(&service).await > ms(900));
     assert_eq!(count_of_errors(&service), 0);
 }
@@ -130,8 +129,8 @@ fn count_of_errors(service: &Service) -> usize {
 
 #[tokio::test]
 async fn it_counts_as_under_way_until_its_client_has_gone() {
-    let stage = world().await;
-    let service = stage.serve().await;
+    let world = World::new().await;
+    let service = world.stand().ready().await;
     let socket = upgraded(&service).await;
     let kind = [("kind", "websocket")];
     assert_eq!(service.metric("in_flight", &kind).await, Some(1.0));

@@ -1,15 +1,14 @@
 //! Standard output that nobody takes: it serves, and it stops in time.
 
-use crate::{
+use super::{
     CHEAP, serves,
-    support::{Output, eventually, s},
-    world,
+    support::{Output, World, eventually, s},
 };
 
 #[tokio::test]
 async fn with_its_output_closed_it_serves_and_stops() {
-    let stage = world().await;
-    let service = stage.service().stdout(Output::Closed).ready().await;
+    let world = World::new().await;
+    let service = world.stand().stdout(Output::Closed).ready().await;
     for _ in 0..20 {
         serves(&service).await;
     }
@@ -18,14 +17,14 @@ async fn with_its_output_closed_it_serves_and_stops() {
 
 #[tokio::test]
 async fn with_its_output_a_pipe_that_nobody_reads_it_serves_and_stops() {
-    let stage = world().await;
-    let service = stage.service().stdout(Output::Unread).ready().await;
-    let mut connection = crate::support::Connection::h2(service.http().await).await.expect("it accepts");
+    let world = World::new().await;
+    let service = world.stand().stdout(Output::Unread).ready().await;
+    let mut connection = super::support::Connection::h2(service.http().await).await.expect("it accepts");
     eventually("the pipe is full and lines are dropped", s(30), async || {
         for _ in 0..200 {
-            assert_eq!(connection.send(crate::support::get(CHEAP)).await.expect("an answer").status, 200);
+            assert_eq!(connection.send(super::support::get(CHEAP)).await.expect("an answer").status, 200);
         }
-        crate::count(&service, "log_lines_dropped_total", &[("reason", "queue full")]).await > 0.0
+        super::count(&service, "log_lines_dropped_total", &[("reason", "queue full")]).await > 0.0
     })
     .await;
     serves(&service).await;

@@ -13,14 +13,14 @@ use std::{
 
 use tokio::{net::TcpStream, time::timeout};
 
-use crate::{
+use super::{
     CHEAP, drain, first_fin, kept, patient, slow,
     support::{
-        End, Raw, Service, Signal, eventually,
+        End, Raw, Service, Signal, World, eventually,
         http2::{Frame, Http2, kind},
         ms, s,
     },
-    under_way, world,
+    under_way,
 };
 
 /// Freezes a service that has a delay of 1.5 s, lets `act` do what comes at the delay's very end, and thaws it when the
@@ -35,14 +35,14 @@ async fn at_the_end_of_the_delay<T>(service: &Service, act: impl Future<Output =
     acted
 }
 
-async fn service(stage: &crate::Stage) -> Service {
-    stage.service().set("lifecycle.drain_delay", "1500ms").ready().await
+async fn service(world: &World) -> Service {
+    world.stand().set("lifecycle.drain_delay", "1500ms").ready().await
 }
 
 #[tokio::test]
-async fn every_request_in_the_backlog_at_the_end_of_the_delay_is_answered() {
-    let stage = world().await;
-    let service = service(&stage).await;
+async fn every_request_in_the_backlog_is_answered() {
+    let world = World::new().await;
+    let service = service(&world).await;
     let address = service.http().await;
     let clients = at_the_end_of_the_delay(&service, async {
         let mut clients = Vec::new();
@@ -61,9 +61,9 @@ async fn every_request_in_the_backlog_at_the_end_of_the_delay_is_answered() {
 }
 
 #[tokio::test]
-async fn a_connection_in_the_backlog_may_ask_after_the_listener_has_closed() {
-    let stage = world().await;
-    let service = service(&stage).await;
+async fn a_connection_in_the_backlog_may_ask_after_the_close() {
+    let world = World::new().await;
+    let service = service(&world).await;
     let address = service.http().await;
     let mut client = at_the_end_of_the_delay(&service, Raw::connect(address)).await;
     eventually("it stops accepting", s(5), async || service.steps().len() >= 3).await;
@@ -73,9 +73,9 @@ async fn a_connection_in_the_backlog_may_ask_after_the_listener_has_closed() {
 }
 
 #[tokio::test]
-async fn a_request_in_an_idle_connections_socket_when_the_drain_begins_is_answered() {
-    let stage = world().await;
-    let service = service(&stage).await;
+async fn a_request_in_an_idle_connections_socket_is_answered() {
+    let world = World::new().await;
+    let service = service(&world).await;
     let mut clients = Vec::new();
     for _ in 0..20 {
         clients.push(kept(&service).await);
@@ -93,9 +93,9 @@ async fn a_request_in_an_idle_connections_socket_when_the_drain_begins_is_answer
 }
 
 #[tokio::test]
-async fn a_request_in_an_http_2_connections_socket_when_the_drain_begins_is_answered() {
-    let stage = world().await;
-    let service = service(&stage).await;
+async fn a_request_in_an_http_2_connections_socket_is_answered() {
+    let world = World::new().await;
+    let service = service(&world).await;
     let mut connection = Http2::connect(service.http().await, &[]).await;
     connection.get(1, CHEAP).await;
     connection.until(Frame::ends_stream).await.expect("an answer");
@@ -108,9 +108,9 @@ async fn a_request_in_an_http_2_connections_socket_when_the_drain_begins_is_answ
 
 #[tokio::test]
 async fn a_request_on_its_way_when_the_listener_closes_is_answered() {
-    let stage = world().await;
+    let world = World::new().await;
     for _ in 0..5 {
-        let service = stage.serve().await;
+        let service = world.stand().ready().await;
         let mut client = kept(&service).await;
         let began = Instant::now();
         drain(&service).await;
@@ -146,9 +146,9 @@ async fn knock(address: SocketAddr) -> Result<usize, String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_race_the_close_are_answered_or_refused() {
-    let stage = world().await;
+    let world = World::new().await;
     for _ in 0..3 {
-        let service = stage.service().set("lifecycle.drain_delay", "50ms").ready().await;
+        let service = world.stand().set("lifecycle.drain_delay", "50ms").ready().await;
         let address = service.http().await;
         drain(&service).await;
         let knocking: Vec<_> = (0..16).map(|_| tokio::spawn(knock(address))).collect();
@@ -181,8 +181,8 @@ async fn stay(address: SocketAddr, answered: Arc<AtomicUsize>) -> Result<(), Str
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_keep_their_connections_lose_no_request() {
-    let stage = world().await;
-    let service = stage.serve().await;
+    let world = World::new().await;
+    let service = world.stand().ready().await;
     let address = service.http().await;
     let counters: [Arc<AtomicUsize>; 16] = Default::default();
     let staying = counters.each_ref().map(|answered| tokio::spawn(stay(address, Arc::clone(answered))));
@@ -196,12 +196,12 @@ async fn clients_that_keep_their_connections_lose_no_request() {
 }
 
 #[tokio::test]
-async fn after_the_delay_new_connections_are_refused_while_those_in_flight_finish() {
-    let stage = world().await;
-    let service = patient(&stage).await;
+async fn new_connections_are_refused_while_requests_finish() {
+    let world = World::new().await;
+    let service = patient(&world).await;
     let mut raw = Raw::connect(service.http().await).await;
     raw.write(slow(2000)).await;
-    under_way(&stage, 2000).await;
+    under_way(&service, 2000).await;
     drain(&service).await;
     eventually("it stops accepting", s(5), async || service.steps().len() >= 3).await;
     let refused = TcpStream::connect(service.http().await).await.map_err(|error| error.kind());

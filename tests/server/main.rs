@@ -1,5 +1,5 @@
-//! What every service made from this has, whatever it is for: its command line, its settings, its probes, its start and
-//! its stop. The domain's own tests are crates beside this one.
+//! What every service made from this has, whatever it is for: its command line, its settings, its probes, its start, its
+//! server and its stop. No test here needs the example.
 
 #![allow(clippy::disallowed_methods, reason = "its tasks end with it")]
 
@@ -8,7 +8,7 @@ mod support;
 
 mod admin;
 mod command_line;
-mod drain;
+mod lifecycle;
 mod log;
 mod metrics;
 mod migrate;
@@ -17,7 +17,7 @@ mod peer;
 mod pid_1;
 mod ports;
 mod probes;
+mod reload;
 mod settings;
 mod start;
-mod stop;
 mod traces;

@@ -7,14 +7,14 @@ use std::{
 
 use tokio::task::JoinSet;
 
-use crate::{
-    CHEAP, Stage, alone, count, counted, kept, patient, slow,
+use super::{
+    CHEAP, count, counted, kept, patient, slow,
     support::{
-        Connection, End, Launch, Raw, Service, Sse, WebSocket, always, eventually, get,
+        Connection, End, Launch, Raw, Service, Sse, WebSocket, World, always, eventually, get,
         http2::{END_HEADERS, END_STREAM, Http2, INITIAL_WINDOW_SIZE, frame, get_head, kind},
         ms, s,
     },
-    under_way, world,
+    under_way,
 };
 
 /// One that has its first byte answered only when a place is free.
@@ -24,14 +24,14 @@ async fn waits(raw: &mut Raw) {
     assert!(early.is_err(), "the listener should wait");
 }
 
-async fn with_two_connections(stage: &Stage) -> Service {
-    stage.service().set("http.max_connections", 2).ready().await
+async fn with_two_connections(world: &World) -> Service {
+    world.stand().set("http.max_connections", 2).ready().await
 }
 
 #[tokio::test]
 async fn over_max_connections_the_longest_idle_makes_room() {
-    let stage = world().await;
-    let service = with_two_connections(&stage).await;
+    let world = World::new().await;
+    let service = with_two_connections(&world).await;
     let mut longest = kept(&service).await;
     let mut other = kept(&service).await;
     let mut third = kept(&service).await;
@@ -46,12 +46,12 @@ async fn over_max_connections_the_longest_idle_makes_room() {
 
 #[tokio::test]
 async fn over_max_connections_a_busy_one_is_left_alone() {
-    let stage = world().await;
-    let service = stage.service().set("http.max_connections", 2).set("catalog.timeout", "20s").ready().await;
+    let world = World::new().await;
+    let service = world.stand().set("http.max_connections", 2).ready().await;
     let mut busy = [Raw::connect(service.http().await).await, Raw::connect(service.http().await).await];
     for (raw, milliseconds) in busy.iter_mut().zip([2000, 2001]) {
         raw.write(slow(milliseconds)).await;
-        under_way(&stage, milliseconds).await;
+        under_way(&service, milliseconds).await;
     }
     let mut third = Raw::connect(service.http().await).await;
     waits(&mut third).await;
@@ -64,23 +64,23 @@ async fn over_max_connections_a_busy_one_is_left_alone() {
 
 #[tokio::test]
 async fn who_waits_for_a_connections_place_is_answered_at_the_stop() {
-    let stage = world().await;
-    let service = with_two_connections(&stage).await;
-    let _events = Sse::open(service.http().await, "/v1/orders/events", None).await;
-    let _more = Sse::open(service.http().await, "/v1/orders/events", None).await;
+    let world = World::new().await;
+    let service = with_two_connections(&world).await;
+    let _events = Sse::open(service.http().await, "/events", None).await;
+    let _more = Sse::open(service.http().await, "/events", None).await;
     let mut third = Raw::connect(service.http().await).await;
     waits(&mut third).await;
-    crate::drain(&service).await;
+    super::drain(&service).await;
     assert_eq!(third.reply().await.status, 200);
     assert_eq!(service.exit(s(10)).await.code, Some(0));
 }
 
 #[tokio::test]
 async fn streams_count_among_the_connections() {
-    let stage = world().await;
-    let service = with_two_connections(&stage).await;
-    let _events = Sse::open(service.http().await, "/v1/orders/events", None).await;
-    let socket = WebSocket::open(service.http().await, "/v1/orders/ws").await;
+    let world = World::new().await;
+    let service = with_two_connections(&world).await;
+    let _events = Sse::open(service.http().await, "/events", None).await;
+    let socket = WebSocket::open(service.http().await, "/ws").await;
     let mut third = Raw::connect(service.http().await).await;
     waits(&mut third).await;
     drop(socket);
@@ -88,14 +88,14 @@ async fn streams_count_among_the_connections() {
 }
 
 #[tokio::test]
-async fn over_max_in_flight_it_is_503_with_retry_after_within_milliseconds() {
-    let stage = world().await;
-    let launch = stage.service().set("http.max_in_flight", 2).set("catalog.timeout", "20s");
+async fn over_max_in_flight_it_is_503_within_milliseconds() {
+    let world = World::new().await;
+    let launch = world.stand().set("http.max_in_flight", 2);
     let service = launch.ready().await;
     let mut busy = [Raw::connect(service.http().await).await, Raw::connect(service.http().await).await];
     for (raw, milliseconds) in busy.iter_mut().zip([4000, 4001]) {
         raw.write(slow(milliseconds)).await;
-        under_way(&stage, milliseconds).await;
+        under_way(&service, milliseconds).await;
     }
     let mut third = Raw::connect(service.http().await).await;
     let mut quickest = Duration::MAX;
@@ -112,41 +112,41 @@ async fn over_max_in_flight_it_is_503_with_retry_after_within_milliseconds() {
     for raw in &mut busy {
         assert_eq!(raw.reply().await.status, 201);
     }
-    crate::serves(&service).await;
+    super::serves(&service).await;
 }
 
 #[tokio::test]
 async fn streams_take_no_place_among_the_requests() {
-    let stage = world().await;
-    let service = stage.service().set("http.max_in_flight", 1).ready().await;
+    let world = World::new().await;
+    let service = world.stand().set("http.max_in_flight", 1).ready().await;
     let mut streams = Vec::new();
     for _ in 0..3 {
-        streams.push(Sse::open(service.http().await, "/v1/orders/events", None).await);
+        streams.push(Sse::open(service.http().await, "/events", None).await);
     }
-    let _socket = WebSocket::open(service.http().await, "/v1/orders/ws").await;
+    let _socket = WebSocket::open(service.http().await, "/ws").await;
     assert_eq!(service.get(CHEAP).await.status, 200);
 }
 
 #[tokio::test]
 async fn streams_are_not_ended_by_the_request_timeout() {
-    let stage = world().await;
-    let service = stage.service().set("http.request_timeout", "2s").ready().await;
-    let mut events = Sse::open(service.http().await, "/v1/orders/events", None).await;
-    let mut socket = WebSocket::open(service.http().await, "/v1/orders/ws").await;
+    let world = World::new().await;
+    let service = world.stand().set("http.request_timeout", "2s").ready().await;
+    let mut events = Sse::open(service.http().await, "/events", None).await;
+    let mut socket = WebSocket::open(service.http().await, "/ws").await;
     tokio::time::sleep(ms(2500)).await;
-    let order = service.post("/v1/orders", &serde_json::json!({ "sku": "SKU-1", "quantity": 1 })).await.json();
-    assert_eq!(events.next().await.expect("an event").json()["id"], order["id"]);
-    assert_eq!(socket.next().await.expect("a message")["id"], order["id"]);
+    let echo = service.post("/echo", &serde_json::json!({})).await.json();
+    assert_eq!(events.next().await.expect("an event").json()["id"], echo["id"]);
+    assert_eq!(socket.next().await.expect("a message")["id"], echo["id"]);
 }
 
 #[tokio::test]
 async fn http_2_clients_that_take_no_bytes_do_not_keep_their_places() {
-    let stage = world().await;
-    let launch = stage.service().set("http.max_in_flight", 5).set("http.request_timeout", "500ms");
+    let world = World::new().await;
+    let launch = world.stand().set("http.max_in_flight", 5).set("http.request_timeout", "500ms");
     let service = launch.ready().await;
     let mut connection = Http2::connect(service.http().await, &[(INITIAL_WINDOW_SIZE, 0)]).await;
     // A stream that goes on excuses no other.
-    connection.get(1, "/v1/orders/events").await;
+    connection.get(1, "/events").await;
     connection.widen(1, 1000).await;
     connection.until(|frame| frame.kind == kind::DATA).await.expect("it goes on");
     // All at once: half a second after the first it is told to go away.
@@ -159,7 +159,7 @@ async fn http_2_clients_that_take_no_bytes_do_not_keep_their_places() {
     // It still answers PINGs, as any client library does.
     let polite = tokio::spawn(async move { connection.rest().await });
     eventually("others are served", s(5), async || service.get(CHEAP).await.status == 200).await;
-    crate::timed_out(&service, "write").await;
+    super::timed_out(&service, "write").await;
     polite.abort();
 }
 
@@ -185,7 +185,7 @@ impl Load {
     }
 }
 
-/// Asks for a 100 ms order at this rate, whether or not earlier ones are answered.
+/// Asks for an answer that takes 100 ms at this rate, whether or not earlier ones are answered.
 async fn at_a_rate(address: SocketAddr, per_second: u32, seconds: u64) -> Load {
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / per_second);
     let (mut load, mut requests) = (Load::default(), JoinSet::new());
@@ -210,7 +210,7 @@ async fn at_a_rate(address: SocketAddr, per_second: u32, seconds: u64) -> Load {
     load
 }
 
-/// How many such orders are answered to so many clients who each send the next when they have an answer.
+/// How many such requests are answered to so many clients who each send the next when they have an answer.
 async fn at_its_best(address: SocketAddr, clients: usize, seconds: u64) -> usize {
     let end = Instant::now() + s(seconds);
     let mut sending = JoinSet::new();
@@ -229,15 +229,14 @@ async fn at_its_best(address: SocketAddr, clients: usize, seconds: u64) -> usize
 }
 
 /// Eight places for requests of 100 ms: it can carry 80 a second.
-fn eighty_a_second(stage: &Stage) -> Launch {
-    let launch = stage.service().set("http.max_in_flight", 8).set("database.max_connections", 10);
-    launch.set("worker.concurrency", 1).set("catalog.timeout", "10s")
+fn eighty_a_second(world: &World) -> Launch {
+    world.stand().set("http.max_in_flight", 8)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn at_twice_the_load_it_can_carry_it_does_nine_tenths_of_its_best_and_no_slower() {
-    let stage = alone().await;
-    let service = eighty_a_second(&stage).ready().await;
+async fn at_twice_the_load_it_does_nine_tenths_of_its_best() {
+    let world = World::alone().await;
+    let service = eighty_a_second(&world).ready().await;
     let address = service.http().await;
     let mut unloaded = at_a_rate(address, 20, 2).await;
     let best = at_its_best(address, 8, 3).await;
@@ -252,13 +251,13 @@ async fn at_twice_the_load_it_can_carry_it_does_nine_tenths_of_its_best_and_no_s
 
 #[tokio::test]
 async fn after_an_overload_all_is_as_before() {
-    let stage = world().await;
-    let service = eighty_a_second(&stage).ready().await;
+    let world = World::new().await;
+    let service = eighty_a_second(&world).ready().await;
     at_a_rate(service.http().await, 200, 1).await;
     let in_flight = async || count(&service, "in_flight", &[("kind", "http")]).await;
     eventually("nothing is in flight", s(5), async || in_flight().await == 0.0).await;
     always("it serves", ms(300), async || service.get(CHEAP).await.status == 200).await;
-    assert_eq!(patient(&stage).await.get(CHEAP).await.status, 200);
+    assert_eq!(patient(&world).await.get(CHEAP).await.status, 200);
     let mut connection = Connection::h2(service.http().await).await.expect("it accepts");
     assert_eq!(connection.send(get(CHEAP)).await.expect("an answer").status, 200);
 }

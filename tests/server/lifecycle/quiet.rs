@@ -4,24 +4,23 @@ use tokio::io::AsyncWriteExt as _;
 
 use std::time::{Duration, Instant};
 
-use crate::{
+use super::{
     CHEAP, drain, first_fin, kept,
     support::{
-        End, Raw, Service,
+        End, Raw, Service, World,
         http2::{self, Http2},
         ms, s,
     },
-    world,
 };
 
 /// Such a service whose clients have half a second for a first byte and for a head.
-async fn serve(stage: &crate::Stage) -> Service {
-    stage.service().set("http.header_timeout", "500ms").ready().await
+async fn serve(world: &World) -> Service {
+    world.stand().set("http.header_timeout", "500ms").ready().await
 }
 
 /// The same with time enough for a test to be late, in the delay or with half a head.
-async fn serve_at_leisure(stage: &crate::Stage) -> Service {
-    stage.service().set("http.header_timeout", "2s").set("lifecycle.drain_delay", "1s").ready().await
+async fn serve_at_leisure(world: &World) -> Service {
+    world.stand().set("http.header_timeout", "2s").set("lifecycle.drain_delay", "1s").ready().await
 }
 
 /// The stop ends in order, and the drain took no longer than that timeout, and a second for the client to close as well:
@@ -37,9 +36,9 @@ async fn drains_within(bound: Duration, service: &Service) {
 }
 
 #[tokio::test]
-async fn idle_connections_end_with_fin_as_soon_as_no_request_can_be_on_its_way() {
-    let stage = world().await;
-    let service = serve(&stage).await;
+async fn idle_connections_end_with_fin() {
+    let world = World::new().await;
+    let service = serve(&world).await;
     let mut clients = Vec::new();
     for _ in 0..20 {
         clients.push(kept(&service).await);
@@ -54,9 +53,9 @@ async fn idle_connections_end_with_fin_as_soon_as_no_request_can_be_on_its_way()
 
 #[tokio::test]
 async fn a_request_that_crosses_the_fin_is_not_met_with_a_reset() {
-    let stage = world().await;
+    let world = World::new().await;
     'attempts: for _ in 0..5 {
-        let service = serve(&stage).await;
+        let service = serve(&world).await;
         let mut client = kept(&service).await;
         let began = Instant::now();
         drain(&service).await;
@@ -84,9 +83,9 @@ async fn a_request_that_crosses_the_fin_is_not_met_with_a_reset() {
 }
 
 #[tokio::test]
-async fn a_connection_that_never_sent_a_byte_holds_it_up_no_longer_than_its_timeout() {
-    let stage = world().await;
-    let service = serve(&stage).await;
+async fn a_silent_connection_holds_it_up_for_its_timeout_alone() {
+    let world = World::new().await;
+    let service = serve(&world).await;
     let mut silent = Raw::connect(service.http().await).await;
     drain(&service).await;
     assert_eq!(silent.ends().await, End::Clean);
@@ -94,9 +93,9 @@ async fn a_connection_that_never_sent_a_byte_holds_it_up_no_longer_than_its_time
 }
 
 #[tokio::test]
-async fn half_a_head_holds_it_up_no_longer_than_its_timeout_and_is_told_so() {
-    let stage = world().await;
-    let service = serve_at_leisure(&stage).await;
+async fn half_a_head_holds_it_up_for_its_timeout_alone() {
+    let world = World::new().await;
+    let service = serve_at_leisure(&world).await;
     let mut raw = Raw::connect(service.http().await).await;
     drain(&service).await;
     raw.write("GET / HTTP/1.1\r\nho").await;
@@ -106,9 +105,9 @@ async fn half_a_head_holds_it_up_no_longer_than_its_timeout_and_is_told_so() {
 }
 
 #[tokio::test]
-async fn half_a_head_on_a_kept_connection_holds_it_up_no_longer_than_its_timeout_and_is_told_so() {
-    let stage = world().await;
-    let service = serve_at_leisure(&stage).await;
+async fn half_a_second_head_holds_it_up_for_its_timeout_alone() {
+    let world = World::new().await;
+    let service = serve_at_leisure(&world).await;
     let mut raw = kept(&service).await;
     drain(&service).await;
     raw.write("GET / HTTP/1.1\r\nho").await;
@@ -118,9 +117,9 @@ async fn half_a_head_on_a_kept_connection_holds_it_up_no_longer_than_its_timeout
 }
 
 #[tokio::test]
-async fn half_an_http_2_preface_holds_it_up_no_longer_than_its_timeout() {
-    let stage = world().await;
-    let service = serve(&stage).await;
+async fn half_an_http_2_preface_holds_it_up_for_its_timeout_alone() {
+    let world = World::new().await;
+    let service = serve(&world).await;
     let mut raw = Raw::connect(service.http().await).await;
     drain(&service).await;
     raw.write(&http2::PREFACE[..12]).await;
@@ -129,9 +128,9 @@ async fn half_an_http_2_preface_holds_it_up_no_longer_than_its_timeout() {
 }
 
 #[tokio::test]
-async fn an_http_2_preface_without_settings_holds_it_up_no_longer_than_that() {
-    let stage = world().await;
-    let service = serve(&stage).await;
+async fn a_preface_without_settings_holds_it_up_for_that_alone() {
+    let world = World::new().await;
+    let service = serve(&world).await;
     let mut raw = Raw::connect(service.http().await).await;
     drain(&service).await;
     raw.write(http2::PREFACE).await;
@@ -140,9 +139,9 @@ async fn an_http_2_preface_without_settings_holds_it_up_no_longer_than_that() {
 }
 
 #[tokio::test]
-async fn an_http_2_peer_that_answers_no_ping_holds_it_up_no_longer_than_that() {
-    let stage = world().await;
-    let service = serve(&stage).await;
+async fn a_peer_that_answers_no_ping_holds_it_up_for_that_alone() {
+    let world = World::new().await;
+    let service = serve(&world).await;
     let mut connection = Http2::connect(service.http().await, &[]).await;
     connection.get(1, CHEAP).await;
     connection.until(http2::Frame::ends_stream).await.expect("an answer");
@@ -154,8 +153,8 @@ async fn an_http_2_peer_that_answers_no_ping_holds_it_up_no_longer_than_that() {
 
 #[tokio::test]
 async fn with_nobody_there_the_drain_takes_no_time() {
-    let stage = world().await;
-    let service = stage.serve().await;
+    let world = World::new().await;
+    let service = world.stand().ready().await;
     drop(kept(&service).await);
     let asked = Instant::now();
     drain(&service).await;

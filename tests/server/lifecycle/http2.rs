@@ -1,15 +1,13 @@
 //! HTTP/2 at the stop: GOAWAY, open streams finish, new ones are refused so that clients retry elsewhere.
 
-use serde_json::json;
-
-use crate::{
-    CHEAP, Stage, drain, narrow, patient,
+use super::{
+    CHEAP, drain, patient,
     support::{
-        End, Service,
+        End, Service, World,
         http2::{END_STREAM, Frame, Http2, kind},
-        ms, s,
+        ms, narrow, s,
     },
-    under_way, world,
+    under_way,
 };
 
 /// What a first GOAWAY names: the stop has begun, and it is not yet known which stream is the last.
@@ -20,19 +18,18 @@ fn is_goaway(frame: &Frame) -> bool {
 }
 
 /// A connection with a request on stream 1 that takes so long.
-async fn with_a_slow_request(stage: &Stage, milliseconds: u64) -> (Service, Http2) {
-    let service = patient(stage).await;
+async fn with_a_slow_request(world: &World, milliseconds: u64) -> (Service, Http2) {
+    let service = patient(world).await;
     let mut connection = Http2::connect(service.http().await, &[]).await;
-    let order = json!({ "sku": format!("SLOW-{milliseconds}"), "quantity": 1 });
-    connection.post(1, "/v1/orders", &order.to_string()).await;
-    under_way(stage, milliseconds).await;
+    connection.post(1, &format!("/slow/{milliseconds}"), "{}").await;
+    under_way(&service, milliseconds).await;
     (service, connection)
 }
 
 #[tokio::test]
-async fn clients_are_told_to_go_away_without_an_error_and_the_last_stream_is_named() {
-    let stage = world().await;
-    let (service, mut connection) = with_a_slow_request(&stage, 800).await;
+async fn clients_are_told_to_go_away_and_which_stream_is_the_last() {
+    let world = World::new().await;
+    let (service, mut connection) = with_a_slow_request(&world, 800).await;
     drain(&service).await;
     let first = connection.until(is_goaway).await.expect("a warning");
     let second = connection.until(is_goaway).await.expect("the last word");
@@ -42,8 +39,8 @@ async fn clients_are_told_to_go_away_without_an_error_and_the_last_stream_is_nam
 
 #[tokio::test]
 async fn an_open_stream_finishes_and_then_the_connection_ends() {
-    let stage = world().await;
-    let (service, mut connection) = with_a_slow_request(&stage, 1000).await;
+    let world = World::new().await;
+    let (service, mut connection) = with_a_slow_request(&world, 1000).await;
     drain(&service).await;
     let (frames, end) = connection.rest().await;
     let head = frames.iter().find(|frame| frame.kind == kind::HEADERS).expect("an answer");
@@ -55,11 +52,11 @@ async fn an_open_stream_finishes_and_then_the_connection_ends() {
 
 #[tokio::test]
 async fn a_slow_upload_finishes() {
-    let stage = world().await;
-    let service = patient(&stage).await;
+    let world = World::new().await;
+    let service = patient(&world).await;
     let mut connection = Http2::connect(service.http().await, &[]).await;
-    let body = br#"{"sku":"SKU-1","quantity":1}"#;
-    connection.post_head(1, "/v1/orders").await;
+    let body = br#"{"text":"28 bytes of JSON."}"#;
+    connection.post_head(1, "/echo").await;
     connection.write(kind::DATA, 0, 1, &body[..9]).await;
     // It has read all that when it answers this.
     connection.get(3, CHEAP).await;
@@ -74,9 +71,9 @@ async fn a_slow_upload_finishes() {
 
 #[tokio::test]
 async fn a_slow_download_finishes_byte_for_byte() {
-    const LARGE: &str = "/docs/swagger-ui-bundle.js";
-    let stage = world().await;
-    let service = stage.service().set("lifecycle.drain_http", "12s").ready().await;
+    const LARGE: &str = "/large";
+    let world = World::new().await;
+    let service = world.stand().set("lifecycle.drain_http", "12s").ready().await;
     let whole = service.get(LARGE).await.body;
     let mut connection = Http2::over(narrow(service.http().await).await.stream, &[]).await;
     connection.get(1, LARGE).await;
@@ -101,8 +98,8 @@ async fn a_slow_download_finishes_byte_for_byte() {
 
 #[tokio::test]
 async fn a_stream_opened_before_the_last_word_is_answered() {
-    let stage = world().await;
-    let (service, mut connection) = with_a_slow_request(&stage, 800).await;
+    let world = World::new().await;
+    let (service, mut connection) = with_a_slow_request(&world, 800).await;
     drain(&service).await;
     // The PING behind the first GOAWAY is not yet answered, so the server has to count with more streams.
     while !is_goaway(&connection.frame().await.expect("a warning")) {}
@@ -113,8 +110,8 @@ async fn a_stream_opened_before_the_last_word_is_answered() {
 
 #[tokio::test]
 async fn a_stream_opened_after_the_last_word_is_not_worked_on() {
-    let stage = world().await;
-    let (service, mut connection) = with_a_slow_request(&stage, 3000).await;
+    let world = World::new().await;
+    let (service, mut connection) = with_a_slow_request(&world, 3000).await;
     drain(&service).await;
     connection.until(|frame| is_goaway(frame) && frame.number(0) == 1).await.expect("the last word");
     connection.get(3, CHEAP).await;
@@ -127,8 +124,8 @@ async fn a_stream_opened_after_the_last_word_is_not_worked_on() {
 
 #[tokio::test]
 async fn an_idle_connection_is_told_and_ends_with_fin() {
-    let stage = world().await;
-    let service = stage.serve().await;
+    let world = World::new().await;
+    let service = world.stand().ready().await;
     let mut connection = Http2::connect(service.http().await, &[]).await;
     connection.get(1, CHEAP).await;
     connection.until(Frame::ends_stream).await.expect("an answer");
@@ -143,8 +140,8 @@ async fn an_idle_connection_is_told_and_ends_with_fin() {
 
 #[tokio::test]
 async fn idle_connections_that_were_silent_for_long_are_told_as_well() {
-    let stage = world().await;
-    let service = stage.service().set("http.header_timeout", "1s").ready().await;
+    let world = World::new().await;
+    let service = world.stand().set("http.header_timeout", "1s").ready().await;
     let mut connections = Vec::new();
     for _ in 0..8 {
         let mut connection = Http2::connect(service.http().await, &[]).await;

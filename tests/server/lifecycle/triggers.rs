@@ -3,18 +3,18 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{
-    Stage, drain, patient, slow,
-    support::{End, Raw, STEPS, Service, Signal, ms, os::Halted, s},
-    under_way, world,
+use super::{
+    CHEAP, drain, patient, slow,
+    support::{End, Raw, STEPS, Service, Signal, World, always, ms, os::Halted, s},
+    under_way,
 };
 
 const DELAY: Duration = ms(2500);
 /// When it is asked again.
 const AGAIN: Duration = ms(1500);
 
-async fn serve(stage: &Stage) -> Service {
-    stage.service().set("lifecycle.drain_delay", "2500ms").ready().await
+async fn serve(world: &World) -> Service {
+    world.stand().set("lifecycle.drain_delay", "2500ms").ready().await
 }
 
 /// One delay has passed since then, and there was one stop.
@@ -27,9 +27,21 @@ async fn ends_once(service: &Service, began: Instant) {
 }
 
 #[tokio::test]
+async fn the_hook_alone_stops_it() {
+    let world = World::new().await;
+    let service = serve(&world).await;
+    let began = Instant::now();
+    assert_eq!(service.drain().await.status, 200);
+    assert_eq!(service.probe("/readyz").await.status, 503, "as soon as it is answered");
+    let begun = service.metric("lifecycle_stops_begun_total", &[("trigger", "pre-stop")]).await;
+    assert_eq!(begun, Some(1.0));
+    ends_once(&service, began).await;
+}
+
+#[tokio::test]
 async fn a_signal_well_after_the_hook_restarts_no_delay() {
-    let stage = world().await;
-    let service = serve(&stage).await;
+    let world = World::new().await;
+    let service = serve(&world).await;
     let began = Instant::now();
     service.drain().await;
     tokio::time::sleep(AGAIN).await;
@@ -39,8 +51,8 @@ async fn a_signal_well_after_the_hook_restarts_no_delay() {
 
 #[tokio::test]
 async fn the_hook_well_after_a_signal_restarts_no_delay() {
-    let stage = world().await;
-    let service = serve(&stage).await;
+    let world = World::new().await;
+    let service = serve(&world).await;
     let began = Instant::now();
     service.signal(Signal::INT);
     tokio::time::sleep(AGAIN).await;
@@ -50,8 +62,8 @@ async fn the_hook_well_after_a_signal_restarts_no_delay() {
 
 #[tokio::test]
 async fn the_hook_and_a_signal_at_once_are_one_stop() {
-    let stage = world().await;
-    let service = serve(&stage).await;
+    let world = World::new().await;
+    let service = serve(&world).await;
     let began = Instant::now();
     service.signal(Signal::TERM);
     tokio::join!(service.drain(), service.drain());
@@ -60,8 +72,8 @@ async fn the_hook_and_a_signal_at_once_are_one_stop() {
 
 #[tokio::test]
 async fn the_hook_repeated_for_as_long_as_it_lasts_is_one_stop() {
-    let stage = world().await;
-    let service = serve(&stage).await;
+    let world = World::new().await;
+    let service = serve(&world).await;
     let began = Instant::now();
     service.drain().await;
     while began.elapsed() < AGAIN {
@@ -73,11 +85,11 @@ async fn the_hook_repeated_for_as_long_as_it_lasts_is_one_stop() {
 
 #[tokio::test]
 async fn sigterm_twice_within_50_ms_loses_no_request() {
-    let stage = world().await;
-    let service = patient(&stage).await;
+    let world = World::new().await;
+    let service = patient(&world).await;
     let mut raw = Raw::connect(service.http().await).await;
     raw.write(slow(1500)).await;
-    under_way(&stage, 1500).await;
+    under_way(&service, 1500).await;
     service.signal(Signal::TERM);
     tokio::time::sleep(ms(20)).await;
     service.signal(Signal::TERM);
@@ -88,11 +100,11 @@ async fn sigterm_twice_within_50_ms_loses_no_request() {
 
 #[tokio::test]
 async fn a_second_sigint_exits_at_once_whatever_is_in_flight() {
-    let stage = world().await;
-    let service = patient(&stage).await;
+    let world = World::new().await;
+    let service = patient(&world).await;
     let mut raw = Raw::connect(service.http().await).await;
     raw.write(slow(15_000)).await;
-    under_way(&stage, 15_000).await;
+    under_way(&service, 15_000).await;
     // the first SIGINT of a stop that SIGTERM began joins it
     drain(&service).await;
     service.signal(Signal::INT);
@@ -107,8 +119,8 @@ async fn a_second_sigint_exits_at_once_whatever_is_in_flight() {
 
 #[tokio::test]
 async fn the_deadline_counts_from_the_first_trigger() {
-    let stage = world().await;
-    let mut launch = stage.service().set("lifecycle.deadline", "4s").set("lifecycle.drain_delay", "1s");
+    let world = World::new().await;
+    let mut launch = world.stand().set("lifecycle.deadline", "4s").set("lifecycle.drain_delay", "1s");
     for step in ["drain_http", "grpc_channel", "database_pool", "telemetry"] {
         launch = launch.set(&format!("lifecycle.{step}"), "100ms");
     }
@@ -124,4 +136,36 @@ async fn the_deadline_counts_from_the_first_trigger() {
     assert_eq!(exit.code, Some(3));
     assert!(exit.at - began < s(6), "{:?}", exit.at - began);
     assert!(!service.logged("deadline passed").is_empty(), "it ends by itself");
+}
+
+#[tokio::test]
+async fn one_sigint_after_sigterm_joins_the_stop() {
+    let world = World::new().await;
+    let service = world.stand().set("lifecycle.drain_delay", "1s").ready().await;
+    service.signal(Signal::TERM);
+    service.phase("draining").await;
+    service.signal(Signal::INT);
+    assert_eq!(service.exit(s(10)).await.code, Some(0));
+}
+
+#[tokio::test]
+async fn sigint_twice_exits_at_once() {
+    let world = World::new().await;
+    let service = world.stand().set("lifecycle.drain_delay", "10s").ready().await;
+    service.signal(Signal::INT);
+    service.phase("draining").await;
+    let asked = Instant::now();
+    service.signal(Signal::INT);
+    let exit = service.exit(s(5)).await;
+    assert_eq!(exit.code, Some(130));
+    assert!(exit.at - asked < ms(500), "{:?}", exit.at - asked);
+}
+
+#[tokio::test]
+async fn a_signal_that_is_not_about_stopping_changes_nothing() {
+    let world = World::new().await;
+    let service = world.stand().ready().await;
+    service.signal(Signal::PIPE);
+    service.signal(Signal::CHILD);
+    always("it serves", ms(300), async || service.get(CHEAP).await.status == 200).await;
 }

@@ -2,20 +2,19 @@
 
 use std::time::Instant;
 
-use crate::{
-    CHEAP, Stage, alone, serves,
+use super::{
+    CHEAP, serves,
     support::{
-        Connection, Raw, Service, eventually, get,
+        Connection, Raw, Service, World, eventually, get,
         os::{cpu_time, limit_open_files, open_files},
         s,
     },
-    world,
 };
 
 /// A service that can accept two connections more, eight clients that want to be accepted, and a connection to its
 /// admin port from before.
-async fn exhausted(stage: &Stage) -> (Service, Vec<Raw>, Connection) {
-    let service = stage.serve().await;
+async fn exhausted(world: &World) -> (Service, Vec<Raw>, Connection) {
+    let service = world.stand().ready().await;
     let mut admin = Connection::h1(service.admin().await).await.expect("it accepts");
     admin.send(get("/livez")).await.expect("an answer");
     limit_open_files(service.pid(), open_files(service.pid()) + 2);
@@ -37,8 +36,8 @@ async fn errors(admin: &mut Connection) -> f64 {
 
 #[tokio::test]
 async fn being_out_of_file_descriptors_is_counted_and_costs_no_time() {
-    let stage = alone().await;
-    let (service, _clients, mut admin) = exhausted(&stage).await;
+    let world = World::alone().await;
+    let (service, _clients, mut admin) = exhausted(&world).await;
     eventually("it is counted", s(5), async || errors(&mut admin).await > 0.0).await;
     let (began, before, counted) = (Instant::now(), cpu_time(service.pid()), errors(&mut admin).await);
     tokio::time::sleep(s(1)).await;
@@ -52,8 +51,8 @@ async fn being_out_of_file_descriptors_is_counted_and_costs_no_time() {
 
 #[tokio::test]
 async fn with_file_descriptors_again_it_accepts_by_itself() {
-    let stage = world().await;
-    let (service, mut clients, mut admin) = exhausted(&stage).await;
+    let world = World::new().await;
+    let (service, mut clients, mut admin) = exhausted(&world).await;
     eventually("it is counted", s(5), async || errors(&mut admin).await > 0.0).await;
     limit_open_files(service.pid(), 1000);
     for client in &mut clients {
@@ -64,8 +63,8 @@ async fn with_file_descriptors_again_it_accepts_by_itself() {
 
 #[tokio::test]
 async fn out_of_file_descriptors_it_stops_in_order() {
-    let stage = world().await;
-    let (service, mut clients, mut admin) = exhausted(&stage).await;
+    let world = World::new().await;
+    let (service, mut clients, mut admin) = exhausted(&world).await;
     eventually("it is counted", s(5), async || errors(&mut admin).await > 0.0).await;
     drop(clients.split_off(2));
     assert_eq!(service.stop().await.code, Some(0));

@@ -1,4 +1,4 @@
-//! The catalogue killed, frozen, cut off and failing: bounded answers, a circuit breaker, and no job dropped.
+//! The catalog killed, frozen, cut off and failing: bounded answers, a circuit breaker, and no job dropped.
 
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ async fn takes_orders_again(service: &Service) {
     eventually("it takes orders", s(15), async || place(service, "SKU-1").await.status == 201).await;
 }
 
-/// A service whose catalogue is behind a proxy.
+/// A service whose catalog is behind a proxy.
 async fn behind_a_proxy(world: &World) -> (Proxy, Service) {
     let proxy = Proxy::before(("127.0.0.1".to_owned(), world.catalog().address.port()));
     let launch = world.service().set("catalog.endpoint", format!("http://{}", proxy.address));
@@ -42,7 +42,7 @@ async fn behind_a_proxy(world: &World) -> (Proxy, Service) {
 }
 
 #[tokio::test]
-async fn frozen_reset_refused_or_blackholed_it_is_answered_in_time_and_then_used_again() {
+async fn however_the_catalog_fails_answers_are_in_time() {
     let world = World::new().await;
     let (proxy, service) = behind_a_proxy(&world).await;
     type Fault = fn(&World, &Proxy);
@@ -67,7 +67,7 @@ async fn frozen_reset_refused_or_blackholed_it_is_answered_in_time_and_then_used
 }
 
 #[tokio::test]
-async fn blackholed_before_the_first_connection_it_is_answered_in_time_and_used_once_it_is_there() {
+async fn a_catalog_blackholed_from_the_start_is_used_once_it_is_there() {
     let world = World::new().await;
     let proxy = Proxy::before(("127.0.0.1".to_owned(), world.catalog().address.port()));
     proxy.blackhole();
@@ -85,7 +85,7 @@ async fn blackholed_before_the_first_connection_it_is_answered_in_time_and_used_
 }
 
 #[tokio::test]
-async fn the_age_of_a_cached_product_grows_while_the_catalogue_is_away() {
+async fn a_cached_products_age_grows_while_the_catalog_is_away() {
     let world = World::new().await;
     let service = world.service().set("catalog.refresh_interval", "200ms").ready().await;
     let age = async || service.get("/v1/products/SKU-1").await.header("age").parse::<u64>().ok();
@@ -95,7 +95,7 @@ async fn the_age_of_a_cached_product_grows_while_the_catalogue_is_away() {
 }
 
 #[tokio::test]
-async fn the_circuit_breaker_opens_after_failures_in_a_row_and_half_opens() {
+async fn the_breaker_opens_after_failures_in_a_row_and_half_opens() {
     let world = World::new().await;
     let service = world.service().set("worker.poll_interval", "1h").ready().await;
     let called = || world.catalog().calls("GetProduct", "sku", "FAIL-UNAVAILABLE").len();
@@ -121,7 +121,7 @@ async fn the_circuit_breaker_opens_after_failures_in_a_row_and_half_opens() {
 }
 
 #[tokio::test]
-async fn a_job_that_can_never_succeed_is_rejected_with_its_reason_after_a_bounded_number_of_tries() {
+async fn a_job_that_cannot_succeed_is_rejected_with_its_reason() {
     let world = World::new().await;
     let service = world.serve().await;
     let poison = order(&service, "FAIL-RESERVE-FAILED_PRECONDITION").await;
@@ -156,7 +156,7 @@ async fn a_connection_that_breaks_during_a_call_is_no_refusal() {
 }
 
 #[tokio::test]
-async fn jobs_wait_while_the_catalogue_is_away_however_long_and_none_is_dropped() {
+async fn jobs_wait_for_the_catalog_and_none_is_dropped() {
     let world = World::new().await;
     let (proxy, service) = behind_a_proxy(&world).await;
     let mut placed = Vec::new();
@@ -201,7 +201,7 @@ async fn ask(peer: &Peer, remaining: Duration, retry: Retry, sku: &str) -> bool 
 }
 
 #[tokio::test]
-async fn a_call_that_is_not_idempotent_is_sent_once_and_one_that_is_again() {
+async fn only_an_idempotent_call_is_sent_again() {
     let catalog = Catalog::start().await;
     let peer = peer(&catalog);
     // its line may come after its answer
@@ -219,7 +219,7 @@ async fn a_call_that_is_not_idempotent_is_sent_once_and_one_that_is_again() {
 }
 
 #[tokio::test]
-async fn the_callers_remaining_time_is_the_calls_deadline_and_the_catalogue_is_told() {
+async fn the_catalog_is_told_the_callers_remaining_time() {
     let catalog = Catalog::start().await;
     let peer = peer(&catalog);
     assert!(ask(&peer, s(5), Retry::Never, "SKU-1").await, "it is connected");
