@@ -216,12 +216,11 @@ impl State {
     fn idle(&self) -> Option<(bool, Instant)> {
         match self.phase {
             Phase::Idle => Some((false, self.since)),
-            Phase::Head(_) | Phase::HeadRead | Phase::Body(_) => Some((true, self.since)),
+            // of one that is gone all is said, and it lingers
+            Phase::Head(_) | Phase::HeadRead | Phase::Body(_) | Phase::Gone => Some((true, self.since)),
             Phase::Answering => self.stalled.map(|since| (true, since)),
             Phase::Http2 if self.open == 0 => Some((false, self.since)),
             Phase::Http2 if self.open == self.reading + self.offered.len() => Some((true, self.heard)),
-            // all is said, and it lingers
-            Phase::Gone => Some((true, self.since)),
             Phase::Http2 | Phase::Upgraded => None,
         }
     }
