@@ -18,16 +18,16 @@ use crate::{
 pub(crate) fn begin(public: SocketAddr, admin: SocketAddr) -> JoinSet<()> {
     let mut all = JoinSet::new();
     for bytes in heads() {
-        sends_and_waits(&mut all, public, 10, bytes);
+        sends_and_waits(&mut all, public, 10, &bytes);
     }
     for bytes in bodies() {
-        sends_and_waits(&mut all, public, 10, bytes);
+        sends_and_waits(&mut all, public, 10, &bytes);
     }
     for bytes in http2_floods() {
-        sends_and_waits(&mut all, public, 2, bytes);
+        sends_and_waits(&mut all, public, 2, &bytes);
     }
     for bytes in slow_readers() {
-        sends_and_sips(&mut all, public, 10, bytes);
+        sends_and_sips(&mut all, public, 10, &bytes);
     }
     dribbles(&mut all, public, 25);
     hoards(&mut all, public, 300);
@@ -36,9 +36,9 @@ pub(crate) fn begin(public: SocketAddr, admin: SocketAddr) -> JoinSet<()> {
 }
 
 /// Each part is one client's whole conversation.
-fn sends_and_waits(all: &mut JoinSet<()>, address: SocketAddr, clients: usize, bytes: Vec<u8>) {
+fn sends_and_waits(all: &mut JoinSet<()>, address: SocketAddr, clients: usize, bytes: &[u8]) {
     for _ in 0..clients {
-        let bytes = bytes.clone();
+        let bytes = bytes.to_vec();
         again(all, move || {
             let bytes = bytes.clone();
             async move {
@@ -53,9 +53,9 @@ fn sends_and_waits(all: &mut JoinSet<()>, address: SocketAddr, clients: usize, b
 }
 
 /// Takes a byte of the answer now and then.
-fn sends_and_sips(all: &mut JoinSet<()>, address: SocketAddr, clients: usize, bytes: Vec<u8>) {
+fn sends_and_sips(all: &mut JoinSet<()>, address: SocketAddr, clients: usize, bytes: &[u8]) {
     for _ in 0..clients {
-        let bytes = bytes.clone();
+        let bytes = bytes.to_vec();
         again(all, move || {
             let bytes = bytes.clone();
             async move {
