@@ -19,7 +19,7 @@ test: ## every test: the real binary, a real PostgreSQL, a real gRPC peer, real 
 	@scripts/with-postgres cargo test --locked -- $(addprefix --skip ,$(NEED_QUIET))
 
 # they measure how fast the machine is, so nothing else may run on it: `make test-quiet` does that
-NEED_QUIET := at_twice_the_load within_50_ms_at_p99 within_100_ms_at_p99
+NEED_QUIET := at_twice_the_load within_50_ms_at_p99 within_100_ms_at_p99 the_battery_costs
 
 test-quiet: ## the tests that need the machine to themselves, which `make test` leaves out
 	cargo build --locked --examples
@@ -64,13 +64,17 @@ smoke: docker catalog-image ## run the image read-only, unprivileged and in 32 M
 
 # --- The example under load, and on bad days ------------------------------------------------------------------------
 
-.PHONY: bench chaos e2e fuzz rollout-local
+.PHONY: battery bench chaos e2e fuzz rollout-local
 
 # what brings an image into the cluster, what applies a folder to it, and where its port 30080 is reached from here
 IMAGE_LOAD    ?= kind load docker-image
 KUBE_APPLY    ?= kubectl apply -k
 ADDRESS       ?= 127.0.0.1:30080
 export IMAGE_LOAD KUBE_APPLY ADDRESS
+
+battery: ## SECONDS=60: every known way to hurt it at once, while well-behaved clients lose nothing; release build
+	@BATTERY_SECONDS="$(or $(SECONDS),60)" scripts/with-postgres \
+	  cargo test --locked --release --test hurt -- --nocapture the_battery_costs
 
 bench: ## ROWS="cached idle": what requests, connections and an idle process cost, beside stock parts; docs/benchmarks.md
 	@scripts/with-postgres scripts/bench $(ROWS)

@@ -57,13 +57,15 @@ pub(super) struct Answer {
     /// Of the body's last frame, what hyper has not been given.
     rest: Bytes,
     exchange: Option<Exchange>,
+    /// Of an HTTP/2 stream: its share of `http.max_buffered`.
+    _room: Option<Room>,
     begun: Begun,
 }
 
 impl Answer {
-    pub(super) fn new(body: Body, exchange: Option<Exchange>, begun: Begun) -> Self {
+    pub(super) fn new(body: Body, exchange: Option<Exchange>, room: Option<Room>, begun: Begun) -> Self {
         let number = begun.0.state().begin_answer();
-        Self { number, body, rest: Bytes::new(), exchange, begun }
+        Self { number, body, rest: Bytes::new(), exchange, _room: room, begun }
     }
 }
 

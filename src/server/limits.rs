@@ -75,6 +75,9 @@ pub(super) const HTTP2_STREAM_WINDOW: u32 = 64 * 1024;
 pub(super) const HTTP2_CONNECTION_WINDOW: u32 = 256 * 1024;
 pub(super) const HTTP2_SEND_BUFFER: usize = 64 * 1024;
 pub(super) const HTTP2_MAX_HEAD: u32 = 16 * 1024;
+/// Bytes, measured, of a stream beside its head and body. They count against `http.max_buffered`, because one connection has
+/// many streams.
+pub(super) const HTTP2_STREAM: usize = 8 * 1024;
 pub(super) const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
 pub(super) const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(5);
 

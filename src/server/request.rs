@@ -25,7 +25,7 @@ use super::Problem;
 use super::access::Exchange;
 use super::body::{self, Answer, Begun, ReadError};
 use super::connection::{Connection, count_timeout};
-use super::limits::Room;
+use super::limits::{HTTP2_STREAM, Room};
 use super::port::Shared;
 use super::problem::form;
 
@@ -83,13 +83,14 @@ pub(super) async fn answer(
     let deadline = Deadline::after(server.limits.request_timeout);
     let call = Call { connection: connection.clone(), deadline, route: Route::default() };
     let version = request.version();
+    let mut room = server.buffers.room();
     let (mut response, exchange) = if server.is_public() {
         let mut exchange = Exchange::begin(&server, &call, &request);
-        let response = exchange.trace.run(handle(&server, router, request, call, &begun)).await;
+        let response = exchange.trace.run(handle(&server, router, request, call, &begun, &mut room)).await;
         let response = exchange.answered(response);
         (response, Some(exchange))
     } else {
-        (handle(&server, router, request, call, &begun).await, None)
+        (handle(&server, router, request, call, &begun, &mut room).await, None)
     };
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         connection.upgraded();
@@ -100,14 +101,22 @@ pub(super) async fn answer(
             *response.version_mut() = version;
         }
     }
-    Ok(response.map(|body| Answer::new(body, exchange, begun)))
+    // on HTTP/1 the connection is what an answer costs
+    let room = Some(room).filter(|_| version == Version::HTTP_2);
+    Ok(response.map(|body| Answer::new(body, exchange, room, begun)))
 }
 
 /// Admits a request, and gives it to its handler for as long as it may take.
-async fn handle(server: &Shared, router: Router, request: Request<Incoming>, call: Call, begun: &Begun) -> Response {
-    let mut room = server.buffers.room();
+async fn handle(
+    server: &Shared,
+    router: Router,
+    request: Request<Incoming>,
+    call: Call,
+    begun: &Begun,
+    room: &mut Room,
+) -> Response {
     let until = call.deadline.0.into();
-    let request = match timeout_at(until, read(server, request, &mut room, begun)).await {
+    let request = match timeout_at(until, read(server, request, room, begun)).await {
         Ok(Ok(request)) => request,
         Ok(Err(refusal)) => return refusal.into_response(),
         Err(_elapsed) => {
@@ -146,7 +155,7 @@ async fn read(
     if parts.version == Version::HTTP_2 {
         // on HTTP/1 the wire counts
         let head: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-        room.grow(head).map_err(|error| shed("max_buffered", &ReadError::from(error).to_string()))?;
+        room.grow(HTTP2_STREAM + head).map_err(|error| shed("max_buffered", &ReadError::from(error).to_string()))?;
     }
     if body.is_end_stream() {
         return Ok(Request::from_parts(parts, Body::empty()));

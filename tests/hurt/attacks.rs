@@ -18,16 +18,16 @@ use crate::{
 pub(crate) fn begin(public: SocketAddr, admin: SocketAddr) -> JoinSet<()> {
     let mut all = JoinSet::new();
     for bytes in heads() {
-        sends_and_waits(&mut all, public, 25, bytes);
+        sends_and_waits(&mut all, public, 10, &bytes);
     }
     for bytes in bodies() {
-        sends_and_waits(&mut all, public, 10, bytes);
+        sends_and_waits(&mut all, public, 10, &bytes);
     }
     for bytes in http2_floods() {
-        sends_and_waits(&mut all, public, 2, bytes);
+        sends_and_waits(&mut all, public, 2, &bytes);
     }
     for bytes in slow_readers() {
-        sends_and_sips(&mut all, public, 10, bytes);
+        sends_and_sips(&mut all, public, 10, &bytes);
     }
     dribbles(&mut all, public, 25);
     hoards(&mut all, public, 300);
@@ -36,9 +36,9 @@ pub(crate) fn begin(public: SocketAddr, admin: SocketAddr) -> JoinSet<()> {
 }
 
 /// Each part is one client's whole conversation.
-fn sends_and_waits(all: &mut JoinSet<()>, address: SocketAddr, clients: usize, bytes: Vec<u8>) {
+fn sends_and_waits(all: &mut JoinSet<()>, address: SocketAddr, clients: usize, bytes: &[u8]) {
     for _ in 0..clients {
-        let bytes = bytes.clone();
+        let bytes = bytes.to_vec();
         again(all, move || {
             let bytes = bytes.clone();
             async move {
@@ -53,9 +53,9 @@ fn sends_and_waits(all: &mut JoinSet<()>, address: SocketAddr, clients: usize, b
 }
 
 /// Takes a byte of the answer now and then.
-fn sends_and_sips(all: &mut JoinSet<()>, address: SocketAddr, clients: usize, bytes: Vec<u8>) {
+fn sends_and_sips(all: &mut JoinSet<()>, address: SocketAddr, clients: usize, bytes: &[u8]) {
     for _ in 0..clients {
-        let bytes = bytes.clone();
+        let bytes = bytes.to_vec();
         again(all, move || {
             let bytes = bytes.clone();
             async move {
@@ -100,7 +100,7 @@ fn again<F: Future<Output = ()> + Send + 'static>(all: &mut JoinSet<()>, attack:
     all.spawn(async move {
         loop {
             attack().await;
-            sleep(ms(500)).await;
+            sleep(s(1)).await;
         }
     });
 }
@@ -119,7 +119,7 @@ fn heads() -> Vec<Vec<u8>> {
         format!("GET /{} HTTP/1.1\r\nhost: a\r\n\r\n", "x".repeat(30_000)).repeat(5),
         format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}", "y".repeat(60_000)),
         format!("GET / HTTP/1.1\r\nhost: a\r\n{}", "x: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n".repeat(3000)),
-        format!("GET {CHEAP} HTTP/1.1\r\nhost: a\r\n\r\n").repeat(100),
+        format!("GET {CHEAP} HTTP/1.1\r\nhost: a\r\n\r\n").repeat(20),
         String::from_utf8_lossy(&PREFACE[..20]).into_owned(),
     ]
     .map(String::into_bytes)
@@ -154,19 +154,19 @@ fn http2_floods() -> Vec<Vec<u8>> {
     bomb.extend([0xbe; 12_000]);
     let fields = field("x", &"y".repeat(120)).repeat(100);
     [
-        streams(&reset, 5000),
+        streams(&reset, 1000),
         streams(&stalled, 200),
         [frame(kind::SETTINGS, 0, 0, &no_window), streams(&get, 200)].concat(),
         [frame(kind::HEADERS, END_STREAM, 1, &get_head(CHEAP)), frame(kind::CONTINUATION, 0, 1, &fields).repeat(100)]
             .concat(),
-        [frame(kind::HEADERS, END_STREAM, 1, &get_head(CHEAP)), frame(kind::CONTINUATION, 0, 1, &[]).repeat(10_000)]
+        [frame(kind::HEADERS, END_STREAM, 1, &get_head(CHEAP)), frame(kind::CONTINUATION, 0, 1, &[]).repeat(1000)]
             .concat(),
-        frame(kind::PING, 0, 0, &[0; 8]).repeat(5000),
-        frame(kind::SETTINGS, 0, 0, &[]).repeat(5000),
-        frame(kind::WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes()).repeat(5000),
+        frame(kind::PING, 0, 0, &[0; 8]).repeat(1000),
+        frame(kind::SETTINGS, 0, 0, &[]).repeat(1000),
+        frame(kind::WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes()).repeat(1000),
         frame(kind::HEADERS, END_STREAM | END_HEADERS, 1, &bomb),
-        [stalled(1), frame(kind::DATA, 0, 1, b"x").repeat(5000)].concat(),
-        [stalled(1), frame(kind::DATA, 0, 1, b"").repeat(5000)].concat(),
+        [stalled(1), frame(kind::DATA, 0, 1, b"x").repeat(1000)].concat(),
+        [stalled(1), frame(kind::DATA, 0, 1, b"").repeat(1000)].concat(),
         frame(0x77, 0xff, 7, &[0; 100]).repeat(1000),
         get(2),
         http2::frame(kind::GOAWAY, 0, 0, &[0; 8]),

@@ -168,7 +168,7 @@ async fn a_target_in_any_form_has_an_answer() {
         let mut raw = Raw::connect(service.http().await).await;
         raw.write(format!("{line}\r\nhost: a\r\n\r\n")).await;
         let head = raw.head().await;
-        assert_eq!(head.status, status, "{:.60}", line);
+        assert_eq!(head.status, status, "{line:.60}");
         serves(&service).await;
     }
     assert_eq!(
