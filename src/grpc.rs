@@ -3,6 +3,8 @@
 //! One name may stand for many addresses: it is resolved again and again, calls are spread over what it resolves to,
 //! and an address that is gone is called no more.
 
+mod breaker;
+
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -10,9 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::Retryable;
-use failsafe::StateMachine;
-use failsafe::backoff::EqualJittered;
-use failsafe::failure_policy::ConsecutiveFailures;
 use futures_util::TryFutureExt;
 use http::uri::InvalidUri;
 use http::{HeaderMap, StatusCode, Uri};
@@ -30,6 +29,7 @@ use tower::retry::budget::{Budget, TpsBudget};
 use crate::config;
 use crate::server::Problem;
 use crate::telemetry::{chain, traces};
+use breaker::Breaker;
 
 /// Between two look-ups of the peer's name.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(2);
@@ -45,22 +45,17 @@ const RETRY_SHARE: f32 = 0.2;
 const RETRIES_PER_SECOND: u32 = 10;
 const RETRIES_PER_CALL: usize = 3;
 
-/// Failures in a row before calls are refused on this side.
-const BREAKER_FAILURES: u32 = 10;
-
-/// For how long: half of this to all of it at first, twice as long each time, up to the second. The library counts whole
-/// seconds, so that less than 2 s would be none.
-const BREAKER_PAUSE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(6));
-
 /// The peer. Cloning shares it.
 #[derive(Clone)]
-pub struct Peer {
+pub struct Peer(Arc<Shared>);
+
+struct Shared {
     channel: Channel,
     /// How many addresses the name stands for.
     resolved: watch::Receiver<usize>,
     timeout: Duration,
-    retries: Arc<TpsBudget>,
-    breaker: Arc<StateMachine<ConsecutiveFailures<EqualJittered>, ()>>,
+    retries: TpsBudget,
+    breaker: Breaker,
     tasks: Tasks,
 }
 
@@ -78,7 +73,7 @@ pub enum Retry {
 pub enum Error {
     #[error("no answer within {0:?}")]
     Timeout(Duration),
-    #[error("not called: it failed {BREAKER_FAILURES} times in a row and is given a moment")]
+    #[error("not called: it failed {} times in a row and is given a moment", breaker::FAILURES)]
     Open,
     #[error("{:?}: {}", .0.code(), status_text(.0))]
     Status(#[from] Status),
@@ -98,23 +93,19 @@ impl Peer {
         let resolver =
             Resolver { uri, connect_timeout: settings.connect_timeout, tasks: tasks.clone(), addresses, count };
         tasks.spawn(resolver.run());
-        let policy = failsafe::failure_policy::consecutive_failures(
-            BREAKER_FAILURES,
-            failsafe::backoff::equal_jittered(BREAKER_PAUSE.0, BREAKER_PAUSE.1),
-        );
-        Ok(Self {
+        Ok(Self(Arc::new(Shared {
             channel,
             resolved,
             timeout: settings.timeout,
-            retries: Arc::new(TpsBudget::new(Duration::from_secs(10), RETRIES_PER_SECOND, RETRY_SHARE)),
-            breaker: Arc::new(StateMachine::new(policy, ())),
+            retries: TpsBudget::new(Duration::from_secs(10), RETRIES_PER_SECOND, RETRY_SHARE),
+            breaker: Breaker::new(),
             tasks,
-        })
+        })))
     }
 
     /// Where a generated client sends its calls.
     pub fn channel(&self) -> Channel {
-        self.channel.clone()
+        self.0.channel.clone()
     }
 
     /// Makes a unary call for at most the settings' timeout, or `remaining` if that is less: connection, retries and
@@ -132,12 +123,11 @@ impl Peer {
     where
         Call: Future<Output = Result<Response<Res>, Status>>,
     {
-        if !self.breaker.is_call_permitted() {
-            return Err(Error::Open);
-        }
-        let timeout = self.timeout.min(remaining);
+        let shared = &*self.0;
+        let permit = shared.breaker.permit().ok_or(Error::Open)?;
+        let timeout = shared.timeout.min(remaining);
         let deadline = Instant::now() + timeout;
-        self.retries.deposit();
+        shared.retries.deposit();
         let attempt = || {
             let mut request = Request::new(request.clone());
             request.set_timeout(deadline.saturating_duration_since(Instant::now()));
@@ -152,15 +142,19 @@ impl Peer {
             .with_max_times(RETRIES_PER_CALL)
             .with_jitter();
         let may_retry = |status: &Status| {
-            retry == Retry::Idempotent && status.code() == Code::Unavailable && self.retries.withdraw()
+            retry == Retry::Idempotent && status.code() == Code::Unavailable && shared.retries.withdraw()
         };
         let attempts = attempt.retry(pauses).sleep(tokio::time::sleep).when(may_retry);
         let result = tokio::time::timeout_at(deadline, self.resolved_then(attempts)).await;
         let result = result.map_or_else(|_| Err(self.silent(timeout)), |result| Ok(result?.into_inner()));
         match &result {
+            // its caller had less time than the peer is given
+            Err(error) if remaining < shared.timeout && (error.is_timeout() || deadline <= Instant::now()) => {
+                drop(permit);
+            }
+            Err(error) if error.is_absence() => permit.failed(),
             // what it refuses to one is no reason to keep it from the others
-            Err(error) if error.is_absence() => self.breaker.on_error(),
-            _ => self.breaker.on_success(),
+            _ => permit.succeeded(),
         }
         result
     }
@@ -172,7 +166,7 @@ impl Peer {
     pub async fn check(self) -> Result<(), Error> {
         let mut client = HealthClient::new(self.channel());
         let check = self.resolved_then(client.check(HealthCheckRequest { service: String::new() }));
-        match tokio::time::timeout(self.timeout, check).await.map_err(|_| self.silent(self.timeout))? {
+        match tokio::time::timeout(self.0.timeout, check).await.map_err(|_| self.silent(self.0.timeout))? {
             Ok(response) if response.get_ref().status() == tonic_health::ServingStatus::Serving.into() => Ok(()),
             Ok(response) => {
                 Err(Status::unavailable(format!("it says {}", response.get_ref().status().as_str_name())).into())
@@ -185,12 +179,12 @@ impl Peer {
     /// Waits for an address before the call: with none the channel would wait without saying why.
     async fn resolved_then<T>(&self, call: impl Future<Output = T>) -> T {
         // an error would mean that the resolver is gone: then the channel is closed, and the call says so
-        let _ = self.resolved.clone().wait_for(|addresses| *addresses > 0).await;
+        let _ = self.0.resolved.clone().wait_for(|addresses| *addresses > 0).await;
         call.await
     }
 
     fn silent(&self, timeout: Duration) -> Error {
-        match *self.resolved.borrow() {
+        match *self.0.resolved.borrow() {
             0 => Status::unavailable("its name resolves to no address").into(),
             _ => Error::Timeout(timeout),
         }
@@ -198,7 +192,7 @@ impl Peer {
 
     /// Closes its connections. tonic has no close, so they are ended where they run: on tasks of ours.
     pub async fn close(self) {
-        self.tasks.close().await;
+        self.0.tasks.close().await;
     }
 }
 
@@ -292,6 +286,15 @@ impl hyper::rt::Executor<Pin<Box<dyn Future<Output = ()> + Send>>> for Tasks {
 }
 
 impl Error {
+    /// Whether time ran out, on this side or on the peer's, which is told how much there is.
+    fn is_timeout(&self) -> bool {
+        match self {
+            Self::Timeout(_) => true,
+            Self::Open => false,
+            Self::Status(status) => matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled),
+        }
+    }
+
     /// Whether the peer is not there, or as good as that.
     fn is_absence(&self) -> bool {
         const AWAY: [Code; 4] = [Code::Unavailable, Code::DeadlineExceeded, Code::ResourceExhausted, Code::Cancelled];
@@ -354,6 +357,6 @@ fn status_text(status: &Status) -> String {
 
 impl std::fmt::Debug for Peer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Peer").field("timeout", &self.timeout).finish_non_exhaustive()
+        f.debug_struct("Peer").field("timeout", &self.0.timeout).finish_non_exhaustive()
     }
 }

@@ -34,7 +34,7 @@ mod contract {
 /// So much there is of every product.
 const STOCK: i32 = 900;
 
-/// The catalogue, to be added to a server.
+/// The catalog, to be added to a server.
 pub(super) fn service() -> CatalogServer<impl Catalog> {
     CatalogServer::new(Shop::default())
 }

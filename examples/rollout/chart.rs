@@ -66,7 +66,7 @@ pub(crate) fn draw(path: &Path, report: &Report, pods: &[Pods], marks: &[Mark]) 
     for (index, step) in report.steps.iter().enumerate() {
         let (from, to) = (step.from.as_secs_f64(), step.to.as_secs_f64());
         let colour = match step.promise {
-            Promise::MayRefuse => Some(WARNED),
+            Promise::MayRefuse | Promise::MayRefuseOrders => Some(WARNED),
             Promise::NoneLost => (index % 2 == 1).then_some(BAND),
         };
         if let Some(colour) = colour {

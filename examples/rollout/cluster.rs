@@ -65,7 +65,7 @@ pub(crate) async fn run(address: SocketAddr, namespace: String, chart: &Path) ->
     run.faults.iter().for_each(|fault| println!("FAULT: {fault}"));
     let (answered, failed) = report.totals();
     println!(
-        "{} requests, {failed} failed, {lost} of them outside the database's absence; chart {}, logs {}",
+        "{} requests, {failed} failed, {lost} of them against a promise; chart {}, logs {}",
         answered + failed,
         chart.display(),
         folder.display()
@@ -136,6 +136,23 @@ impl Run {
         self.broken_rollout().await?;
         self.end("bad setting,\nundone", Promise::NoneLost);
 
+        self.mark("no catalog");
+        self.kubectl.run("scale deployment/catalog --replicas=0").await?;
+        sleep(Duration::from_secs(60)).await;
+        self.mark("catalog");
+        self.kubectl.run("scale deployment/catalog --replicas=1").await?;
+        self.kubectl.run("rollout status deployment/catalog --timeout=120s").await?;
+        // until the name leads to the new pod again and the circuit breaker has let a call through
+        sleep(PAUSE * 3).await;
+        self.calm(3).await?;
+        self.end("no catalog\nfor a minute", Promise::MayRefuseOrders);
+
+        for (turn, password) in ["rotated", "service"].into_iter().enumerate() {
+            self.rotate_password(turn + 1, password).await?;
+        }
+        self.calm(3).await?;
+        self.end("password\nrotated", Promise::NoneLost);
+
         self.mark("database");
         self.kubectl.run("delete pod postgres-0").await?;
         self.kubectl.run("rollout status statefulset/postgres --timeout=120s").await?;
@@ -164,6 +181,30 @@ impl Run {
         self.kubectl.run(&format!("rollout undo {}", self.deployment)).await?;
         self.rolled_out().await?;
         self.calm(3).await
+    }
+
+    /// Puts another password into the Secret, and into the database once every pod has seen it there: until then the pods
+    /// go on with the old one.
+    async fn rotate_password(&mut self, turn: usize, password: &str) -> anyhow::Result<()> {
+        self.mark("password");
+        let url =
+            format!("postgres://service:{password}@postgres.{}.svc.cluster.local:5432/service", self.kubectl.namespace);
+        self.kubectl.run(&format!(r#"patch secret database --patch={{"stringData":{{"url":"{url}"}}}}"#)).await?;
+        self.logged("the database's new URL is not used", turn).await?;
+        // a space would end the argument
+        let sql = format!("ALTER\tROLE\tservice\tPASSWORD\t'{password}'");
+        self.kubectl.run(&format!("exec postgres-0 -- psql --username=service --command={sql}")).await?;
+        self.logged("the database's URL has changed", turn).await
+    }
+
+    /// Waits until every pod has logged it so many times.
+    async fn logged(&self, message: &str, times: usize) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.pods.all_have_logged(message, times) {
+            ensure!(Instant::now() < deadline, "not every pod says {message:?} within {PATIENCE:?}");
+            sleep(Duration::from_millis(500)).await;
+        }
+        Ok(())
     }
 
     async fn rolled_out(&self) -> anyhow::Result<()> {

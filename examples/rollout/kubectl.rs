@@ -125,6 +125,15 @@ impl Pods {
         seen.now.iter().filter(|(_, state)| state.ready && !state.stopping).map(|(name, _)| name.clone()).collect()
     }
 
+    /// Whether each pod that serves has logged this message so many times.
+    pub(crate) fn all_have_logged(&self, message: &str, times: usize) -> bool {
+        let said = |pod: &String| {
+            let log = fs::read_to_string(self.folder.join(format!("{pod}.log"))).unwrap_or_default();
+            log.matches(message).count() >= times
+        };
+        self.names().iter().all(said)
+    }
+
     pub(crate) fn course(&self) -> Vec<chart::Pods> {
         self.seen.lock().expect("no writer panics").course.clone()
     }

@@ -1,6 +1,6 @@
 //! Two instances behind a plain TCP balancer on this machine, one of them stopped under load.
 //!
-//! Needs `DATABASE_URL`; finds the service and the catalogue where cargo has put them, beside this program.
+//! Needs `DATABASE_URL`; finds the service and the catalog where cargo has put them, beside this program.
 
 use std::{env, net::SocketAddr, path::Path, process::Stdio, time::Duration};
 
@@ -32,18 +32,18 @@ pub(crate) async fn run(requests: usize) -> anyhow::Result<bool> {
 
     let mut catalog = Command::new(examples.join("catalog"));
     let mut catalog =
-        catalog.arg("127.0.0.1:0").stdout(Stdio::piped()).kill_on_drop(true).spawn().context("the catalogue")?;
+        catalog.arg("127.0.0.1:0").stdout(Stdio::piped()).kill_on_drop(true).spawn().context("the catalog")?;
     let mut lines = BufReader::new(catalog.stdout.take().context("stdout is piped")?).lines();
-    let first = lines.next_line().await?.context("the catalogue says where it is")?;
-    let catalogue = first.rsplit(' ').next().context("an address")?.to_owned();
-    let _catalogue_log = tokio::spawn(read_on(lines));
+    let first = lines.next_line().await?.context("the catalog says where it is")?;
+    let catalog = first.rsplit(' ').next().context("an address")?.to_owned();
+    let _catalog_log = tokio::spawn(read_on(lines));
 
     ensure!(
-        command(&binary, &catalogue).arg("migrate").stdout(Stdio::null()).status().await?.success(),
+        command(&binary, &catalog).arg("migrate").stdout(Stdio::null()).status().await?.success(),
         "`service migrate` failed"
     );
-    let mut first = Instance::start(&binary, &catalogue).await?;
-    let second = Instance::start(&binary, &catalogue).await?;
+    let mut first = Instance::start(&binary, &catalog).await?;
+    let second = Instance::start(&binary, &catalog).await?;
     let (leaving, staying) = (Backend::new(first.http, first.admin), Backend::new(second.http, second.admin));
     let balancer = Balancer::start(vec![leaving, staying]).await?;
 
@@ -81,7 +81,7 @@ async fn read_on(mut lines: Lines<BufReader<ChildStdout>>) {
     while let Ok(Some(_)) = lines.next_line().await {}
 }
 
-fn command(binary: &Path, catalogue: &str) -> Command {
+fn command(binary: &Path, catalog: &str) -> Command {
     let mut command = Command::new(binary);
     command.kill_on_drop(true).envs([
         ("APP__HTTP__ADDRESS", "127.0.0.1:0"),
@@ -91,7 +91,7 @@ fn command(binary: &Path, catalogue: &str) -> Command {
         ("APP__DATABASE__ACQUIRE_TIMEOUT", "8s"),
         ("APP__CATALOG__TIMEOUT", "8s"),
     ]);
-    command.env("APP__CATALOG__ENDPOINT", format!("http://{catalogue}"));
+    command.env("APP__CATALOG__ENDPOINT", format!("http://{catalog}"));
     command
 }
 
@@ -104,8 +104,8 @@ struct Instance {
 }
 
 impl Instance {
-    async fn start(binary: &Path, catalogue: &str) -> anyhow::Result<Self> {
-        let mut process = command(binary, catalogue).stdout(Stdio::piped()).spawn().context("the service")?;
+    async fn start(binary: &Path, catalog: &str) -> anyhow::Result<Self> {
+        let mut process = command(binary, catalog).stdout(Stdio::piped()).spawn().context("the service")?;
         let mut lines = BufReader::new(process.stdout.take().context("stdout is piped")?).lines();
         let (mut http, mut admin) = (None, None);
         while http.is_none() || admin.is_none() {

@@ -45,6 +45,8 @@ pub(crate) struct Sample {
     pub(crate) kind: Kind,
     pub(crate) at: Duration,
     pub(crate) took: Duration,
+    /// Whether it was to make an order.
+    pub(crate) orders: bool,
     pub(crate) failure: Option<Failure>,
 }
 
@@ -76,7 +78,7 @@ impl Recorder {
     }
 
     /// A request that began at `at` has ended.
-    pub(crate) fn ended(&self, kind: Kind, at: Duration, outcome: Result<(), Lost>) {
+    pub(crate) fn ended(&self, kind: Kind, orders: bool, at: Duration, outcome: Result<(), Lost>) {
         let took = self.now().saturating_sub(at);
         let failure = outcome.err().map(|Lost(failure, why)| {
             if self.0.shown.fetch_add(1, Ordering::Relaxed) < SHOWN {
@@ -84,7 +86,7 @@ impl Recorder {
             }
             failure
         });
-        self.0.samples.lock().expect("no writer panics").push(Sample { kind, at, took, failure });
+        self.0.samples.lock().expect("no writer panics").push(Sample { kind, at, took, orders, failure });
     }
 
     pub(crate) fn unsent(&self) {
@@ -113,8 +115,18 @@ impl Recorder {
 pub(crate) enum Promise {
     /// No request is lost.
     NoneLost,
+    /// Orders may be refused, with 503 or 504, while the catalog is away; nothing that reads is lost.
+    MayRefuseOrders,
     /// Requests may be refused while a dependency is away; streams still miss nothing.
     MayRefuse,
+}
+
+impl Promise {
+    /// Whether a request that ended like this breaks it.
+    fn is_broken_by(self, sample: &Sample) -> bool {
+        let refused = sample.orders && matches!(sample.failure, Some(Failure::Status(503 | 504)));
+        sample.failure.is_some() && self != Self::MayRefuse && !(refused && self == Self::MayRefuseOrders)
+    }
 }
 
 /// A part of the run. A request belongs to the step in which it began.
@@ -141,8 +153,8 @@ impl Report {
 
     /// The requests lost that a step had promised not to lose.
     pub(crate) fn broken_promises(&self) -> usize {
-        let strict = self.steps.iter().filter(|step| step.promise == Promise::NoneLost);
-        strict.map(|step| self.of(step).filter(|sample| sample.failure.is_some()).count()).sum()
+        let broken = |step: &Step| self.of(step).filter(|sample| step.promise.is_broken_by(sample)).count();
+        self.steps.iter().map(broken).sum()
     }
 
     /// The requests that ended well and those that did not.

@@ -84,7 +84,7 @@ impl Client {
             let (call, expected) = shop.next();
             let at = shop.recorder.now();
             let outcome = self.ask(&shop, &call).await.and_then(|answer| shop.check(&expected, &answer));
-            shop.recorder.ended(self.kind, at, outcome);
+            shop.recorder.ended(self.kind, call.method == "POST", at, outcome);
             shop.think().await;
         }
     }

@@ -89,7 +89,7 @@ impl Feed {
                     _ => self.events(&shop, at).await,
                 };
                 if let Err((at, lost)) = outcome {
-                    shop.recorder.ended(self.kind, at, Err(lost));
+                    shop.recorder.ended(self.kind, false, at, Err(lost));
                     // Whoever is turned away does not come back at once.
                     sleep(Duration::from_millis(500)).await;
                 }
@@ -100,7 +100,7 @@ impl Feed {
 
     fn open(&self, shop: &Shop, at: Duration) {
         self.opened.fetch_add(1, Ordering::Relaxed);
-        shop.recorder.ended(self.kind, at, Ok(()));
+        shop.recorder.ended(self.kind, false, at, Ok(()));
     }
 
     /// One connection of a follower by Server-Sent Events, to its end.

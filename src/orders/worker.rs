@@ -231,9 +231,12 @@ async fn claim(connection: &mut PgConnection, oldest: i64, newest: i64) -> Resul
     .await
 }
 
+/// An order is found by its id. `status = 'pending'` would let the database look for it in `orders_pending`, which it takes
+/// to be empty while its statistics are older than a backlog: each renewal would read the whole backlog.
 async fn renew(connection: &mut PgConnection, orders: Vec<Uuid>, lease: Duration) -> Result<(), sqlx::Error> {
     let renewed = sqlx::query!(
-        "UPDATE orders SET next_attempt_at = now() + $2 * interval '1 second' WHERE id = ANY($1) AND status = 'pending'",
+        "UPDATE orders SET next_attempt_at = now() + $2 * interval '1 second'
+         WHERE id = ANY($1) AND status NOT IN ('confirmed', 'rejected')",
         &orders,
         lease.as_secs_f64()
     );
@@ -249,7 +252,8 @@ async fn settle(
 ) -> Result<bool, sqlx::Error> {
     let settled = sqlx::query!(
         "WITH settled AS (
-             UPDATE orders SET status = $2, reason = $3 WHERE id = $1 AND status = 'pending' RETURNING id, status
+             UPDATE orders SET status = $2, reason = $3
+             WHERE id = $1 AND status NOT IN ('confirmed', 'rejected') RETURNING id, status
          )
          INSERT INTO order_outbox (order_id, status) SELECT id, status FROM settled",
         order,
@@ -265,7 +269,7 @@ async fn postpone(connection: &mut PgConnection, order: Uuid, refused: bool) -> 
     let postponed = sqlx::query!(
         "UPDATE orders SET attempts = attempts + 1, refusals = refusals + $2,
                 next_attempt_at = now() + least(30, power(2, least(attempts, 5))) * interval '1 second'
-         WHERE id = $1 AND status = 'pending'",
+         WHERE id = $1 AND status NOT IN ('confirmed', 'rejected')",
         order,
         i32::from(refused)
     );

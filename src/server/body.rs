@@ -1,4 +1,4 @@
-//! The bodies of a request and of its answer.
+//! The bodies of a request and of its answer, and what counts the request as under way until its answer is written.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -9,9 +9,9 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use super::connection::Begun;
+use super::access::Exchange;
+use super::connection::Connection;
 use super::limits::{NoRoom, PIECE, Room};
-use super::request::Exchange;
 
 /// A request's body cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -62,13 +62,16 @@ pub(super) struct Answer {
 
 impl Answer {
     pub(super) fn new(body: Body, exchange: Option<Exchange>, begun: Begun) -> Self {
-        Self { number: begun.begin_answer(), body, rest: Bytes::new(), exchange, begun }
+        let number = begun.0.state().begin_answer();
+        Self { number, body, rest: Bytes::new(), exchange, begun }
     }
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        self.begun.answered(self.number, self.exchange.take());
+        let exchange = self.begun.0.state().answered(self.number, self.exchange.take());
+        // outside of the lock, because what ends here has things to say
+        drop(exchange);
     }
 }
 
@@ -88,7 +91,7 @@ impl http_body::Body for Answer {
         {
             this.rest = data.split_off(PIECE);
         }
-        this.begun.offer(this.number, frame.is_ready());
+        this.begun.0.state().offer(this.number, frame.is_ready());
         frame
     }
 
@@ -104,5 +107,35 @@ impl http_body::Body for Answer {
             whole.set_upper(upper + rest);
         }
         whole
+    }
+}
+
+/// A request that is under way on its connection until this is dropped.
+#[derive(Debug)]
+pub(super) struct Begun(pub(super) Connection);
+
+impl Begun {
+    /// The request's body is on its way until the guard is dropped.
+    pub(super) fn reading(&self) -> Reading<'_> {
+        self.0.state().reading += 1;
+        Reading(self)
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        let rests = self.0.state().end();
+        if rests {
+            self.0.rests();
+        }
+    }
+}
+
+/// See [`Begun::reading`].
+pub(super) struct Reading<'a>(&'a Begun);
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.0.state().reading -= 1;
     }
 }

@@ -4,9 +4,10 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 
-use super::connection::{Connection, Phase};
+use super::connection::Connection;
 use super::limits::MAX_HEAD;
 use super::request;
+use super::state::Phase;
 
 pub(super) async fn serve(connection: &Connection, router: Router, first: Vec<u8>) -> hyper::Result<()> {
     let service = service_fn(|head| {

@@ -1,18 +1,19 @@
 //! HTTP/2 on a connection: when its client is told to go away (GOAWAY), and how long it may take to.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
 
-use super::connection::{Connection, Phase, count_timeout};
+use super::connection::{Connection, count_timeout};
 use super::limits::{
     HTTP2_CONNECTION_WINDOW, HTTP2_MAX_HEAD, HTTP2_PING_INTERVAL, HTTP2_PING_TIMEOUT, HTTP2_SEND_BUFFER,
     HTTP2_STREAM_WINDOW, HTTP2_STREAMS,
 };
 use super::request;
+use super::state::Phase;
 
 /// Where hyper runs a stream: on a task that the drain waits for, and that ends with its connection.
 #[derive(Clone)]
@@ -49,6 +50,8 @@ pub(super) async fn serve(connection: &Connection, router: Router, first: Vec<u8
     connection.trace("GOAWAY");
     http2.as_mut().graceful_shutdown();
     tokio::select! {
+        // so that GOAWAY is written
+        biased;
         ended = http2 => ended,
         () = overdue(connection) => Ok(()),
     }
@@ -60,7 +63,7 @@ async fn may_goaway(connection: &Connection) {
     let limits = connection.limits();
     let too_long = async {
         loop {
-            let (now, http2) = (Instant::now(), connection.http2());
+            let (now, http2) = (Instant::now(), connection.state().http2());
             let (idle, stalled) = match (http2.idle_since, http2.stalled) {
                 (Some(since), _) => (since + limits.idle_timeout, None),
                 (None, stalled) => (now + limits.idle_timeout, stalled),
@@ -89,16 +92,17 @@ async fn may_goaway(connection: &Connection) {
     }
 }
 
-/// Completes when a client that was told to go away is waited for no longer. It has been silent with no stream open, and
-/// would never answer the PING that hyper waits for; or it takes nothing of an answer, for twice the time it has, so that
-/// what else is on its connection had time to finish. Not the socket is full then, which the wire would notice, but the
-/// stream's own window is closed.
+/// Completes when a client that was told to go away is waited for no longer. It has no stream open, whatever else it
+/// sends, and does not answer the PING that hyper waits for; or it takes nothing of an answer for `http.request_timeout`
+/// since it was told, so that what else is on its connection had time to finish. Not the socket is full then, which the
+/// wire would notice, but the stream's own window is closed.
 async fn overdue(connection: &Connection) {
     let (told, limits) = (Instant::now(), connection.limits());
+    let patience = if connection.made_room() { Duration::ZERO } else { limits.header_timeout };
     loop {
-        let (now, http2) = (Instant::now(), connection.http2());
-        let silent = http2.idle_since.map(|_| http2.heard.max(told) + limits.header_timeout);
-        let stalled = http2.stalled.map(|since| since + 2 * limits.request_timeout);
+        let (now, http2) = (Instant::now(), connection.state().http2());
+        let silent = http2.idle_since.map(|since| since.max(told) + patience);
+        let stalled = http2.stalled.map(|since| since.max(told) + limits.request_timeout);
         if silent.is_some_and(|due| due <= now) {
             return;
         }

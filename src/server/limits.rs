@@ -19,8 +19,18 @@ pub(super) const HANDSHAKE: Duration = Duration::from_millis(100);
 /// The accept loop's pause when descriptors or memory have run out: others must give some back first.
 pub(super) const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
+/// A connection that waits for less does not make room for the next; nor does one that was told to and then had a
+/// request: after that long another is looked for.
+pub(super) const MAKE_ROOM: Duration = Duration::from_millis(100);
+
+/// One that has been idle for less is not thought idle if there is another choice.
+pub(super) const FRESH: Duration = Duration::from_secs(1);
+
 /// At the stop an idle connection waits that long for a request that is on its way.
 pub(super) const LAST_MOMENT: Duration = Duration::from_millis(250);
+
+/// At the stop a client that pipelines requests without end is answered that long.
+pub(super) const PIPELINED: Duration = Duration::from_secs(2);
 
 /// A connection that was closed in order is still read that long, because the kernel answers a late byte with RST, which
 /// would take the answer from the peer's own buffer (RFC 9112, section 9.6).
@@ -34,6 +44,9 @@ pub(super) const UNSENT_LOOK: Duration = Duration::from_millis(10);
 
 /// Bytes of one read.
 pub(super) const READ: usize = 4096;
+
+/// Bytes of empty lines before a request, which are nothing; more is 400.
+pub(super) const BLANK: usize = 1024;
 
 /// A request's head in bytes; more is 431.
 pub(super) const MAX_HEAD: usize = 64 * 1024;
@@ -193,6 +206,11 @@ impl Buffers {
     pub(super) fn held(&self) -> usize {
         self.0.held.load(Ordering::Relaxed)
     }
+
+    /// Whether more than half of them is held.
+    pub(super) fn is_scarce(&self) -> bool {
+        self.held() > self.0.max / 2
+    }
 }
 
 /// Room for some bytes, given back when it is dropped.
@@ -211,6 +229,15 @@ impl Room {
         }
         self.bytes += bytes;
         Ok(())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Makes it room for that many bytes in all, if it is less.
+    pub(super) fn grow_to(&mut self, bytes: usize) -> Result<(), NoRoom> {
+        self.grow(bytes.saturating_sub(self.bytes))
     }
 }
 

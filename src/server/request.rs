@@ -2,7 +2,6 @@
 //! errors are given their form; and it is logged, counted and measured when its answer is written.
 
 use std::convert::Infallible;
-use std::fmt::{self, Display, Formatter};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -12,10 +11,10 @@ use axum::body::Body;
 use axum::extract::{FromRequestParts, MatchedPath};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
-use http::header::{ACCEPT, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HOST, UPGRADE, X_CONTENT_TYPE_OPTIONS};
+use http::header::{ACCEPT, CONNECTION, HOST, UPGRADE};
 use http::request::Parts;
 use http::uri::Authority;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::sync::SemaphorePermit;
@@ -23,30 +22,23 @@ use tokio::time::timeout_at;
 use tower::Service;
 
 use super::Problem;
-use super::body::{self, Answer, ReadError};
-use super::connection::{Begun, Connection, count_timeout};
+use super::access::Exchange;
+use super::body::{self, Answer, Begun, ReadError};
+use super::connection::{Connection, count_timeout};
 use super::limits::Room;
-use super::listener::Shared;
+use super::port::Shared;
 use super::problem::form;
-use crate::lifecycle::{Guard, Kind};
-use crate::telemetry::metrics::RequestDuration;
-use crate::telemetry::traces::RequestTrace;
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// What a client that went away before its answer is logged with; nginx's convention.
-const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// What the path of a request tells its handler.
 #[derive(Debug, Clone)]
 pub(super) struct Call {
-    connection: Connection,
+    pub(super) connection: Connection,
     deadline: Deadline,
-    route: Route,
+    pub(super) route: Route,
 }
 
 /// The route that a request took, once the router has found it.
-type Route = Arc<OnceLock<MatchedPath>>;
+pub(super) type Route = Arc<OnceLock<MatchedPath>>;
 
 /// When this request must be answered. Calls to others are given what is left of it.
 #[derive(Debug, Clone, Copy)]
@@ -101,7 +93,7 @@ pub(super) async fn answer(
     };
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         connection.upgraded();
-    } else if version <= Version::HTTP_11 && connection.stages().leave.is_cancelled() && !connection.next_waits() {
+    } else if version <= Version::HTTP_11 && connection.may_leave() && !connection.next_waits() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         if version == Version::HTTP_10 {
             // else hyper would add a keep-alive to it
@@ -176,9 +168,17 @@ fn has_one_host(parts: &Parts) -> bool {
     let mut hosts = parts.headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
         (None, _) => parts.version != Version::HTTP_11,
-        (Some(host), None) => host.is_empty() || Authority::try_from(host.as_bytes()).is_ok(),
+        (Some(host), None) => host.is_empty() || is_host(host),
         (Some(_), Some(_)) => false,
     }
+}
+
+/// A name or an address, and perhaps a port; an authority may have a user as well.
+fn is_host(host: &HeaderValue) -> bool {
+    Authority::try_from(host.as_bytes()).is_ok_and(|authority| {
+        let port = authority.as_str().strip_prefix(authority.host());
+        port.is_some_and(|port| matches!(port, "" | ":") || authority.port_u16().is_some())
+    })
 }
 
 /// Turns a request away at once if `max_in_flight` are being handled, because a queue would only make all of them late,
@@ -188,7 +188,11 @@ fn admit<'a>(server: &'a Shared, request: &Request<Body>) -> Result<SemaphorePer
     if server.is_public() && server.lifecycle.liveness().is_short_of_memory() {
         return Err(shed("memory", "this instance is short of memory; try again in a moment"));
     }
-    let places = if asks_for_stream(request.headers()) { &server.streams } else { &server.places };
+    let places = if *request.method() == Method::GET && asks_for_stream(request.headers()) {
+        &server.streams
+    } else {
+        &server.places
+    };
     places.try_acquire().map_err(|_| shed("max_in_flight", "too many requests are under way; try again in a moment"))
 }
 
@@ -202,11 +206,7 @@ fn asks_for_stream(headers: &HeaderMap) -> bool {
     is(ACCEPT, EVENT_STREAM) || is(UPGRADE, b"websocket")
 }
 
-const EVENT_STREAM: &[u8] = b"text/event-stream";
-
-fn is_event_stream(response: &Response) -> bool {
-    response.headers().get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(EVENT_STREAM))
-}
+pub(super) const EVENT_STREAM: &[u8] = b"text/event-stream";
 
 /// Runs the handler. A panic in it is a 500, and nothing to the others.
 async fn run(mut router: Router, mut request: Request<Body>, call: Call) -> Response {
@@ -237,97 +237,4 @@ impl<Inner: Service<Request<Body>>> Service<Request<Body>> for NoteRoute<Inner> 
         }
         self.0.call(request)
     }
-}
-
-/// A request from its head to the last byte of its answer; writes the access line when it is dropped.
-#[derive(Debug)]
-pub(super) struct Exchange {
-    method: Method,
-    uri: Uri,
-    version: Version,
-    connection: Connection,
-    route: Route,
-    request_id: HeaderValue,
-    began: Instant,
-    status: Option<StatusCode>,
-    guard: Guard,
-    trace: RequestTrace,
-}
-
-/// A request for people: `GET /v1/things/{id} from 10.0.0.7:4711`.
-struct What {
-    method: Method,
-    uri: Uri,
-    route: Route,
-    connection: Connection,
-}
-
-impl Display for What {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let route = self.route.get().map_or(self.uri.path(), MatchedPath::as_str);
-        write!(f, "{} {route} from {}", self.method, self.connection.peer())
-    }
-}
-
-impl Exchange {
-    fn begin(server: &Shared, call: &Call, request: &Request<Incoming>) -> Self {
-        let (method, uri) = (request.method().clone(), request.uri().clone());
-        let request_id = request_id(request.headers());
-        let Call { connection, route, .. } = call.clone();
-        let what =
-            What { method: method.clone(), uri: uri.clone(), route: route.clone(), connection: connection.clone() };
-        let guard = server.lifecycle.in_flight().enter(Kind::Http, what);
-        let trace = RequestTrace::begin(request, connection.peer(), request_id.clone());
-        let (version, began, status) = (request.version(), Instant::now(), None);
-        Self { method, uri, version, connection, route, request_id, began, status, guard, trace }
-    }
-
-    /// The head of the answer is there.
-    fn answered(&mut self, mut response: Response) -> Response {
-        let status = response.status();
-        self.status = Some(status);
-        self.trace.answered(&self.method, self.route(), status);
-        RequestDuration::record(&self.method, self.route(), status.as_u16(), self.began.elapsed());
-        if is_event_stream(&response) {
-            self.guard.turn_into(Kind::Sse);
-        }
-        let headers = response.headers_mut();
-        headers.insert(REQUEST_ID, self.request_id.clone());
-        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-        response
-    }
-
-    fn route(&self) -> &str {
-        self.route.get().map_or("", MatchedPath::as_str)
-    }
-}
-
-impl Drop for Exchange {
-    fn drop(&mut self) {
-        if self.status.is_none() {
-            self.trace.cancelled(&self.method, self.route());
-            RequestDuration::record(&self.method, self.route(), CLIENT_CLOSED_REQUEST, self.began.elapsed());
-        }
-        self.trace.in_scope(|| {
-            tracing::info!(
-                method = self.method.as_str(),
-                route = self.route(),
-                path = self.uri.path(),
-                status = self.status.map_or(CLIENT_CLOSED_REQUEST, |status| status.as_u16()),
-                duration = self.began.elapsed().as_secs_f64(),
-                peer = %self.connection.peer(),
-                version = ?self.version,
-                "request"
-            );
-        });
-    }
-}
-
-/// The caller's own id if it is fit to be logged, else a new one.
-fn request_id(headers: &HeaderMap) -> HeaderValue {
-    let fit = |id: &&HeaderValue| (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
-    headers.get(REQUEST_ID).filter(fit).cloned().unwrap_or_else(|| {
-        HeaderValue::from_str(&uuid::Uuid::now_v7().to_string()).expect("a UUID is a valid header value")
-    })
 }

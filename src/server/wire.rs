@@ -1,7 +1,7 @@
 //! The TCP stream as hyper sees it.
 //!
 //! On HTTP/1 hyper gets the bytes of one request at a time: its head, its body, and nothing of the next one until the
-//! answer is written. So whatever has come of the next request is in [`State::held`] or in the kernel, where the stop
+//! answer is written. So whatever has come of the next request is in [`State`](super::state::State) or in the kernel, where the stop
 //! can see it. Waiting for a peer ends here as well: a connection that has been idle for too long, or is to close, ends
 //! as if its peer had closed it.
 
@@ -17,12 +17,16 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::connection::{Connection, Phase, count_timeout};
+use super::connection::{Connection, count_timeout};
 use super::limits::{LAST_MOMENT, READ};
+use super::socket;
+use super::state::Phase;
 
-/// Written to a peer whose head takes too long, and to one whose head finds no room. Nothing of an answer is on its way then.
+/// Written to a peer whose head takes too long, that sends only empty lines, or whose head finds no room. Nothing of an
+/// answer is on its way then.
 pub(super) const TIMED_OUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-const NO_ROOM: &[u8] =
+pub(super) const NO_REQUEST: &[u8] = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+pub(super) const NO_ROOM: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 /// A peer must take that much, or all there is, within `http.request_timeout`: a byte now and then is not enough.
@@ -157,9 +161,12 @@ impl Read for Wire {
                 &held[..held.len().min(buf.remaining())]
             };
             let mut state = this.connection.state();
-            let Ok(ours) = state.take(bytes) else {
-                drop(state);
-                return this.refuse(NO_ROOM);
+            let ours = match state.take(bytes) {
+                Ok(ours) => ours,
+                Err(answer) => {
+                    drop(state);
+                    return this.refuse(answer);
+                }
             };
             state.held = [&bytes[ours.end..], held.get(bytes.len()..).unwrap_or_default()].concat();
             drop(state);
@@ -204,7 +211,7 @@ impl Write for Wire {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.connection.shut_down())
+        Poll::Ready(socket::shut_down(self.connection.stream()))
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod binary;
 mod files;
+mod secrets;
 mod tools;
 
 use std::{

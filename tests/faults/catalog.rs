@@ -1,4 +1,4 @@
-//! The catalogue killed, frozen, cut off and failing: bounded answers, a circuit breaker, and no job dropped.
+//! The catalog killed, frozen, cut off and failing: bounded answers, a circuit breaker, and no job dropped.
 
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ async fn takes_orders_again(service: &Service) {
     eventually("it takes orders", s(15), async || place(service, "SKU-1").await.status == 201).await;
 }
 
-/// A service whose catalogue is behind a proxy.
+/// A service whose catalog is behind a proxy.
 async fn behind_a_proxy(world: &World) -> (Proxy, Service) {
     let proxy = Proxy::before(("127.0.0.1".to_owned(), world.catalog().address.port()));
     let launch = world.service().set("catalog.endpoint", format!("http://{}", proxy.address));
@@ -180,7 +180,7 @@ async fn jobs_wait_for_the_catalog_and_none_is_dropped() {
 }
 
 /// The client that the service uses, for a call that the example has none of.
-fn peer(catalog: &Catalog) -> Peer {
+pub(crate) fn peer(catalog: &Catalog) -> Peer {
     let settings =
         config::Catalog { endpoint: catalog.endpoint(), connect_timeout: s(1), timeout: s(5), refresh_interval: s(30) };
     Peer::new(&settings).expect("it is an address")

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// What a mounted Secret looks like: the file is a link into a folder that another link leads to.
-fn mount(folder: &Path, version: u32, url: &str) {
+pub(crate) fn mount(folder: &Path, version: u32, url: &str) {
     let data = format!("..data_{version}");
     fs::create_dir(folder.join(&data)).expect("it is new");
     fs::write(folder.join(&data).join("url"), format!("{url}\n")).expect("the folder is ours");
@@ -29,9 +29,10 @@ async fn execute(owner: &mut PgConnection, sql: &'static str) {
     sqlx::raw_sql(sql).execute(owner).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
-async fn with_roles() -> Option<(Cluster, PgConnection)> {
+/// One with two roles that have passwords, and its owner's connection.
+pub(crate) async fn with_roles() -> Option<(Cluster, PgConnection)> {
     let cluster = Cluster::start().await?;
-    let rules = "host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 password\n";
+    let rules = "host all,replication postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 password\n";
     fs::write(cluster.folder().join("data/pg_hba.conf"), rules).expect("the folder is ours");
     let mut owner = cluster.connect().await;
     let roles = "CREATE ROLE blue LOGIN PASSWORD 'one'; CREATE ROLE green LOGIN PASSWORD 'two';

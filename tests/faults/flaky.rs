@@ -1,4 +1,4 @@
-//! A catalogue that fails every third call, whoever makes it.
+//! A catalog that fails every third call, whoever makes it.
 
 use std::{
     net::SocketAddr,

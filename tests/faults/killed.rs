@@ -30,7 +30,7 @@ fn launch(url: String, catalog: &Catalog) -> Launch {
         .set("readiness.interval", "200ms")
         .set("worker.poll_interval", "100ms")
         .set("worker.concurrency", 2)
-        // the catalogue shares this machine with the load
+        // the catalog shares this machine with the load
         .set("catalog.timeout", "2500ms")
 }
 

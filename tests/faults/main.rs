@@ -8,8 +8,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod breaker;
 mod catalog;
 mod chaos;
+mod clients;
 mod cluster;
 mod credentials;
 mod database;
@@ -23,6 +25,7 @@ mod pool;
 mod process;
 mod security;
 mod settings;
+mod stage;
 mod worker;
 
 use serde_json::{Value, json};

@@ -47,7 +47,7 @@ impl Hosts {
     }
 }
 
-/// How many products a catalogue was asked for.
+/// How many products a catalog was asked for.
 fn asked(catalog: &Catalog) -> usize {
     catalog.calls("GetProduct", "sku", "SKU-1").len()
 }

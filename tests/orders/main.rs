@@ -11,6 +11,7 @@ mod bad_input;
 mod contract;
 mod crash;
 mod create;
+mod delay;
 mod events;
 mod idempotency;
 mod outages;

@@ -100,4 +100,21 @@ async fn no_query_reads_more_than_its_page() {
     check(&mut connection, "without statistics").await;
     connection.execute("ANALYZE").await.expect("it can");
     check(&mut connection, "with statistics").await;
+    // an hour without the catalog: few orders were pending, or none, and now they are a backlog
+    for (when, pending) in
+        [("no order was pending", "false"), ("a few orders were postponed", "idempotency_key ~ '00$'")]
+    {
+        for sql in [
+            format!(
+                "UPDATE orders SET status = CASE WHEN {pending} THEN 'pending' ELSE 'confirmed' END,
+                        next_attempt_at = now() + interval '30 seconds'"
+            ),
+            "VACUUM ANALYZE orders".to_owned(),
+            "UPDATE orders SET status = 'pending', next_attempt_at = now() - interval '1 hour' WHERE quantity = 1"
+                .to_owned(),
+        ] {
+            connection.execute(AssertSqlSafe(sql)).await.expect("it is SQL");
+        }
+        check(&mut connection, &format!("with statistics from when {when}")).await;
+    }
 }

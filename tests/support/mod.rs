@@ -39,7 +39,7 @@ pub(crate) use self::{
     authority::Authority,
     catalog::Catalog,
     database::Database,
-    http::{Connection, Failure, Reply, With, get, post, request, send},
+    http::{Connection, Failure, Outgoing, Reply, With, get, post, request, send},
     launch::{Finished, Launch, free_address},
     process::{Exit, Output, Process},
     proxy::Proxy,

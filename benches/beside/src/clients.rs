@@ -29,6 +29,13 @@ pub(crate) struct Answer {
 #[derive(Debug)]
 pub(crate) struct Held(Vec<TcpStream>);
 
+impl Held {
+    /// The connections themselves.
+    pub(crate) fn into_streams(self) -> Vec<TcpStream> {
+        self.0
+    }
+}
+
 /// One `GET` on a connection of its own.
 pub(crate) async fn get(address: SocketAddr, path: &str) -> anyhow::Result<Answer> {
     exchange(&mut TcpStream::connect(address).await?, &format!("GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n")).await

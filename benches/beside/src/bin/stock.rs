@@ -130,7 +130,7 @@ async fn create(State(app): State<App>, Json(new): Json<NewOrder>) -> Result<Res
     .bind(None::<String>)
     .execute(&mut *transaction)
     .await?;
-    sqlx::query("INSERT INTO order_events (order_id, status) VALUES ($1, $2)")
+    sqlx::query("INSERT INTO order_outbox (order_id, status) VALUES ($1, $2)")
         .bind(order.id)
         .bind(&order.status)
         .execute(&mut *transaction)
