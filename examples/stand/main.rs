@@ -6,7 +6,7 @@
 //! | `GET /cheap` | at once, and needs nothing |
 //! | `POST /echo` | 201 with the JSON it was sent and a number; all listeners get the same |
 //! | `POST /slow/{milliseconds}` | 201 after that time |
-//! | `GET /large` | 4 MB |
+//! | `GET /large` | 1.5 MB |
 //! | `GET /events?count=N`, `GET /ws?count=N` | N messages at once, then the echoes: Server-Sent Events, a WebSocket |
 //! | `GET /locked` | when it has had a lock in the database |
 //! | `POST /jobs/{milliseconds}` | 202, and a worker has a job that takes that time |
@@ -74,7 +74,7 @@ fn routes(postgres: &Postgres, lifecycle: &Lifecycle, workers: &Workers) -> Open
         echoed: AtomicU64::new(0),
         echoes: broadcast::Sender::new(1024),
         jobs,
-        large: (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect(),
+        large: (0..375_000_u32).flat_map(u32::to_le_bytes).collect(),
     };
     let router = Router::new()
         .route("/cheap", get(async || "cheap"))

@@ -26,7 +26,7 @@ fn large_get() -> String {
 }
 
 #[tokio::test]
-async fn over_max_buffered_it_is_503_with_retry_after_and_then_well_again() {
+async fn over_max_buffered_it_is_503_and_then_well_again() {
     let world = World::new().await;
     let service = small(&world).await;
     let mut stalled = Vec::new();
@@ -99,7 +99,7 @@ async fn half_heads_at_their_largest_are_503_over_max_buffered() {
 }
 
 #[tokio::test]
-async fn http_2_streams_whose_bodies_do_not_come_are_bounded_in_memory() {
+async fn http_2_bodies_that_do_not_come_are_bounded_in_memory() {
     let world = World::new().await;
     let service = world.serve().await;
     let mut connections = http2(&service, 20, &[]).await;
@@ -115,7 +115,7 @@ async fn http_2_streams_whose_bodies_do_not_come_are_bounded_in_memory() {
 }
 
 #[tokio::test]
-async fn http_2_streams_whose_answers_are_not_taken_are_bounded_in_memory() {
+async fn http_2_answers_that_are_not_taken_are_bounded_in_memory() {
     let world = World::new().await;
     let service = world.serve().await;
     for _ in 0..50 {

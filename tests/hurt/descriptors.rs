@@ -48,7 +48,7 @@ async fn a_soft_limit_of_256_files_is_raised_to_the_hard_one() {
 }
 
 #[tokio::test]
-async fn with_a_hard_limit_of_256_files_clients_are_held_to_what_is_left() {
+async fn with_256_files_clients_are_held_to_what_is_left() {
     let world = World::new().await;
     let (service, _idle) = with_idle_clients(&world, "ulimit -n 256").await;
     assert_eq!(limits(&service), ("256".to_owned(), "256".to_owned()));

@@ -16,7 +16,7 @@ async fn sip(mut raw: Raw) {
 }
 
 #[tokio::test]
-async fn readers_that_take_a_byte_now_and_then_are_dropped_and_hold_no_place() {
+async fn readers_of_a_byte_now_and_then_are_dropped() {
     let world = World::new().await;
     let service = world.service().set("http.max_in_flight", 2).set("http.request_timeout", "1s").ready().await;
     let before = memory(&service).await;
