@@ -33,6 +33,9 @@ const LEASE: Duration = Duration::from_secs(5);
 /// The same during a stop, which may end a job at any moment.
 const LEASE_WHILE_STOPPING: Duration = Duration::from_secs(1);
 
+/// For a claim that is under way at the stop.
+const CLAIM_GRACE: Duration = Duration::from_millis(300);
+
 /// Between two renewals of the leases.
 const RENEWAL: Duration = Duration::from_millis(500);
 
@@ -79,12 +82,18 @@ async fn work(orders: Arc<Orders>, settings: config::Worker, claim_nothing: Canc
         }
         if free > 0 && next_look <= Instant::now() {
             turn = 1 - turn;
-            let claimed = orders.claim(free, turn).await;
+            let claimed = tokio::select! {
+                claimed = orders.claim(free, turn) => claimed,
+                // a claim that the database does not answer holds no stop up; what it leases is free again by itself
+                () = grace(&claim_nothing) => Vec::new(),
+            };
             // a full hand means that there is more
             let pause = if claimed.len() == free { Duration::ZERO } else { settings.poll_interval };
             next_look = Instant::now() + pause;
             if claim_nothing.is_cancelled() {
-                orders.lease(claimed.iter().map(|job| job.id).collect(), Duration::ZERO).await;
+                if !claimed.is_empty() {
+                    orders.lease(claimed.iter().map(|job| job.id).collect(), Duration::ZERO).await;
+                }
                 continue;
             }
             for job in claimed {
@@ -108,6 +117,12 @@ async fn work(orders: Arc<Orders>, settings: config::Worker, claim_nothing: Canc
             () = claim_nothing.cancelled(), if !stopping => renewal.reset_immediately(),
         }
     }
+}
+
+/// Completes a moment after nothing more is to be claimed.
+async fn grace(claim_nothing: &CancellationToken) {
+    claim_nothing.cancelled().await;
+    tokio::time::sleep(CLAIM_GRACE).await;
 }
 
 fn release(ended: Result<(Id, Ended), JoinError>, leased: &mut HashMap<Id, Uuid>) -> Ended {
