@@ -67,7 +67,7 @@ impl Connection {
             peer: canonical(peer),
             stages: server.stages.child(),
             server: Arc::clone(server),
-            state: Mutex::new(State::new(server.buffers.room())),
+            state: Mutex::new(State::new(canonical(peer), server.buffers.room())),
             gone: Notify::new(),
         }))
     }

@@ -1,5 +1,6 @@
 //! What is under way on a connection: a small state machine that its wire, its requests and its answers move on.
 
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Instant;
 
@@ -15,6 +16,8 @@ use super::wire::{NO_REQUEST, NO_ROOM};
 /// What is under way on a connection.
 #[derive(Debug)]
 pub(super) struct State {
+    /// Whose connection it is, for the trace.
+    peer: SocketAddr,
     pub(super) phase: Phase,
     /// Since when it is in that phase; on HTTP/2, since when the number of streams is what it is.
     pub(super) since: Instant,
@@ -103,9 +106,10 @@ impl Phase {
 }
 
 impl State {
-    pub(super) fn new(room: Room) -> Self {
+    pub(super) fn new(peer: SocketAddr, room: Room) -> Self {
         let now = Instant::now();
         Self {
+            peer,
             phase: Phase::Idle,
             since: now,
             heard: now,
@@ -125,7 +129,7 @@ impl State {
     }
 
     pub(super) fn enter(&mut self, phase: Phase) {
-        tracing::trace!(phase = phase.name(), "connection");
+        tracing::trace!(peer = %self.peer, phase = phase.name(), "connection");
         self.phase = phase;
         self.since = Instant::now();
     }

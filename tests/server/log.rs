@@ -2,7 +2,7 @@
 
 use hyper::Method;
 
-use crate::support::{Connection, Output, Signal, With, World, eventually, get, request, s};
+use crate::support::{Connection, Output, Raw, Signal, With, World, eventually, get, request, s};
 
 #[tokio::test]
 async fn every_line_is_a_json_object_with_the_same_four_fields() {
@@ -137,4 +137,19 @@ async fn people_may_have_it_pretty() {
     service.stop().await;
     let text = service.unread();
     assert!(text.contains("listening") && !text.contains("{\""), "{text}");
+}
+
+#[tokio::test]
+async fn a_connection_can_be_followed_at_level_trace() {
+    let world = World::new().await;
+    let service = world.stand().env("RUST_LOG", "info,service::server=trace").ready().await;
+    let mut raw = Raw::connect(service.http().await).await;
+    raw.get("/cheap").await;
+    assert_eq!(raw.reply().await.status, 200);
+    let peer = raw.stream.local_addr().expect("it is connected").to_string();
+    assert_eq!(service.stop().await.code, Some(0));
+    let lines: Vec<_> = service.log().into_iter().filter(|line| line["peer"] == peer.as_str()).collect();
+    let phases: Vec<_> = lines.iter().filter_map(|line| line["phase"].as_str()).collect();
+    assert_eq!(phases, ["idle", "head", "head read", "answering", "idle", "gone"], "{lines:?}");
+    assert!(lines.iter().any(|line| line["message"] == "closes: nothing is under way"), "{lines:?}");
 }
