@@ -13,7 +13,7 @@ use crate::{
 
 /// It may hold a megabyte.
 async fn small(world: &World) -> Service {
-    world.service().set("http.max_buffered", "1MiB").set("http.request_timeout", "5s").ready().await
+    world.service().set("http.max_buffered", "1MiB").set("http.request_timeout", "20s").ready().await
 }
 
 async fn order_status(service: &Service) -> u16 {
