@@ -5,13 +5,16 @@
 -- writer puts its event into order_outbox, and whichever replica looks next moves what is committed into order_events,
 -- numbered, in one statement. The server finishes a statement that it has begun, so a frozen client holds no lock.
 --
--- pgbench of the order's two inserts in a transaction, fsync on, two cores, orders/s with 10 and 60 clients; the outbox
--- is emptied every 20 ms meanwhile:
+-- scripts/outbox, which is pgbench with fsync on, on two cores that the clients share; orders/s with 10 and 60 clients,
+-- while the outbox is emptied every 20 ms:
 --
---     no lock, events out of order   4,560  4,030
---     lock from insert to COMMIT     1,790  1,810
---     this outbox                    5,170  4,390
---     this outbox, one statement     7,940  6,390
+--                                      two statements    one, as the service does
+--     no lock, events out of order      6,340   5,540      3,640   6,920
+--     lock from insert to COMMIT        2,610   1,950
+--     this outbox                       5,050   3,900      3,830   7,770
+--
+-- One run of 3 s each: they differ by a fifth from run to run. An outbox costs more work for each event, which shows
+-- once the cores are busy; no writer waits.
 --
 -- The alternative, ids made of transaction ids and readers that stay below pg_snapshot_xmin(), writes a little less.
 -- But every long transaction anywhere in the cluster would hold up all events, and transaction ids begin anew in a
