@@ -298,8 +298,10 @@ impl Cursor {
 
 /// Numbers the events that are committed. The newest number there is, and the end of the outbox.
 async fn number(connection: &mut PgConnection, looked: i64) -> Result<(i64, i64), sqlx::Error> {
+    // a sequence that nobody has used yet says 1, which is the number of the first event to come
     let numbered = sqlx::query!(
-        r#"SELECT order_events_number($1) AS "newest!", last_value AS end FROM order_outbox_seq_seq"#,
+        r#"SELECT order_events_number($1) AS "newest!", CASE WHEN is_called THEN last_value ELSE 0 END AS "end!"
+           FROM order_outbox_seq_seq"#,
         looked
     );
     numbered.fetch_one(connection).await.map(|numbered| (numbered.newest, numbered.end))
