@@ -30,8 +30,9 @@ use crate::lifecycle::{Kind, Lifecycle};
 use crate::postgres::{Error, Postgres};
 use crate::server::{self, Connection, Problem, Query};
 
-/// How soon the events of another replica are seen while anybody listens; this one's own are looked for at once.
-const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// How often the events of another replica are looked for while anybody listens; this one's own are looked for at once.
+/// An event may take two looks, if another replica is numbering it during the first, and should take less than 100 ms.
+const POLL_INTERVAL: Duration = Duration::from_millis(40);
 
 /// While nobody listens, the outbox is emptied this often.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
