@@ -30,8 +30,9 @@ use crate::lifecycle::{Kind, Lifecycle};
 use crate::postgres::{Error, Postgres};
 use crate::server::{self, Connection, Problem, Query};
 
-/// How soon the events of another replica are seen while anybody listens; this one's own are looked for at once.
-const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// How often the events of another replica are looked for while anybody listens; this one's own are looked for at once.
+/// An event may take two looks, if another replica is numbering it during the first, and should take less than 100 ms.
+const POLL_INTERVAL: Duration = Duration::from_millis(40);
 
 /// While nobody listens, the outbox is emptied this often.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
@@ -298,8 +299,10 @@ impl Cursor {
 
 /// Numbers the events that are committed. The newest number there is, and the end of the outbox.
 async fn number(connection: &mut PgConnection, looked: i64) -> Result<(i64, i64), sqlx::Error> {
+    // a sequence that nobody has used yet says 1, which is the number of the first event to come
     let numbered = sqlx::query!(
-        r#"SELECT order_events_number($1) AS "newest!", last_value AS end FROM order_outbox_seq_seq"#,
+        r#"SELECT order_events_number($1) AS "newest!", CASE WHEN is_called THEN last_value ELSE 0 END AS "end!"
+           FROM order_outbox_seq_seq"#,
         looked
     );
     numbered.fetch_one(connection).await.map(|numbered| (numbered.newest, numbered.end))

@@ -57,6 +57,7 @@ async fn row(count: usize) -> anyhow::Result<String> {
     for _ in 0..count {
         servers.push(Server::start(Program::Ours).await?);
     }
+    clients::create(servers[0].address).await?;
     sleep(SETTLE).await;
     let connections = connected(&mut database).await?;
     let idle = queries(&mut database).await?;
