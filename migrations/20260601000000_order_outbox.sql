@@ -48,6 +48,8 @@ BEGIN
         )
         INSERT INTO order_events (id, order_id, status)
         SELECT nextval('order_events_id'), order_id, status FROM (SELECT * FROM taken ORDER BY seq) AS ordered
+        -- an order that somebody has deleted has no events, and must not keep those of others back
+        WHERE (SELECT true FROM orders WHERE orders.id = ordered.order_id)
         ON CONFLICT (order_id, status) DO NOTHING;
     END IF;
     RETURN coalesce((SELECT max(id) FROM order_events), 0);

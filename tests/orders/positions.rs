@@ -231,3 +231,15 @@ async fn a_position_outlives_a_dump_and_restore() {
     assert_eq!((pending.event.as_str(), &pending.json()["sku"]), ("pending", &"LEFT".into()), "nothing twice: {first}");
     events.until(|event| event.event == "rejected").await;
 }
+
+#[tokio::test]
+async fn an_order_that_was_deleted_keeps_no_event_back() {
+    let world = World::new().await;
+    let service = world.serve().await;
+    let mut events = open(&service, None).await;
+    let gone = "INSERT INTO order_outbox (order_id, status) VALUES (gen_random_uuid(), 'pending')";
+    world.database.execute(gone).await;
+    let new = id(&order(&service, "SKU-1", 1).await);
+    let seen = events.until(|event| event.event == "confirmed").await;
+    assert_eq!(told(&seen, &new), ["pending", "confirmed"]);
+}
