@@ -117,7 +117,7 @@ async fn list(shop: &Shop, first: &str) -> anyhow::Result<BTreeMap<String, Strin
     }
 }
 
-/// A question outside the load: asked until it is answered, for it is about the orders and not about the way.
+/// A question outside the load. It is asked until it is answered, because it is about the orders and not about the way to them.
 async fn ask(shop: &Shop, call: &Call) -> anyhow::Result<Value> {
     let mut why = String::new();
     for _ in 0..20 {
